@@ -1,0 +1,56 @@
+r"""LLAMA (Grant, Finn, Levine, Darrell, Griffiths 2018): MAML with Laplace's approximation of a task's evidence.
+
+    objective_i(theta) = [ -log p(Q_i | theta_i) + eta log det(H_i / tau) + prior_i ] / M
+    H_i = tau I + curvature of -log p(data_i | phi) at phi = theta_i
+    prior_i = tau / 2 ||theta_i - theta||^2                with ``prior_term``, else 0
+
+The log det is added: flat adapted points are preferred. Its gradient reaches theta through theta_i. It is taken relative
+to the prior's, P log tau, which is a constant, or with the prior term cancels its normalisation: then eta = 1/2 makes the
+objective the whole of Laplace's -log evidence. eta = 0 is MAML.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from meta_exp.adaptation import Params
+from meta_exp.algorithms.maml import MAML, Logs
+from meta_exp.checks import require
+from meta_exp.curvature import Curvature
+from meta_exp.likelihood import Hyper
+from meta_exp.tasks.episode import Episode
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLAMA(MAML):
+    """MAML plus ``eta`` times the log det of the curvature on the ``data`` of the task."""
+
+    curvature: Curvature | None
+    eta: float
+    data: Literal["support", "query"] = "support"
+    prior_term: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a missing curvature, a negative weight, and a tau that nothing would hold back."""
+        super().__post_init__()
+        remedy = "choose curvature=ggn or curvature=last_layer, or algorithm=maml"
+        require(self.curvature is not None, "algorithm=llama", "a curvature", "curvature=none", remedy)
+        require(self.eta >= 0, "algorithm.eta", "a weight >= 0", self.eta)
+        require(self.data in ("support", "query"), "algorithm.data", "support or query", self.data)
+        if self.curvature.learned:
+            remedy = "without it tau grows without bound"
+            require(self.prior_term, "curvature.learned=true", "algorithm.prior_term=true", "false", remedy)
+
+    def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
+        """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""
+        theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
+        nll = self.query_nll(theta_i, hyper, episode)
+        data = getattr(episode, self.data)
+        posterior = self.curvature.posterior(theta_i, data.x, self.likelihood.at(hyper), hyper)
+        log_det = posterior.log_det_ratio().to(nll.dtype)
+        total = nll + self.eta * log_det
+        if self.prior_term:
+            tau = self.curvature.tau(hyper).to(nll)
+            total = total + tau / 2 * sum(((theta_i[name] - theta[name]) ** 2).sum() for name in theta)
+        return total / len(episode.query.y), {"log_det": log_det}

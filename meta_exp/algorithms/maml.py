@@ -1,0 +1,58 @@
+r"""MAML (Finn, Abbeel, Levine 2017): the query set's -log p at the adapted parameters.
+
+    theta_i = theta - alpha grad loss(theta, S_i)          (K times)
+    objective_i(theta) = -log p(Q_i | theta_i) / M
+
+S_i and Q_i are the support and query set of task i, M the number of query points, alpha the inner learning rate. The
+division by M makes the outer learning rate mean the same for any number of queries.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from meta_exp.adaptation import Params, adapt
+from meta_exp.checks import require
+from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.tasks.episode import Episode, Examples
+
+Logs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MAML:
+    """The objective of one task; ``inner_lr`` is alpha, ``inner_steps`` is K."""
+
+    model: nn.Module
+    likelihood: Likelihood
+    inner_lr: float
+    inner_steps: int = 1
+    first_order: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a rate or a number of steps that adapts nothing."""
+        require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
+        require(self.inner_steps >= 1, "algorithm.inner_steps", "at least 1", self.inner_steps)
+
+    def predict(self, params: Params, x: Tensor) -> Tensor:
+        """Return the network's outputs [N, C] at x [N, *features]."""
+        return functional_call(self.model, params, (x,))
+
+    def adapt(self, theta: Params, support: Examples, steps: int) -> list[Params]:
+        """Return the path from theta to theta_i after ``steps`` steps on the support set."""
+
+        def loss(params: Params) -> Tensor:
+            return self.likelihood.loss(self.predict(params, support.x), support.y)
+
+        return adapt(loss, theta, lr=self.inner_lr, steps=steps, first_order=self.first_order)
+
+    def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
+        """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""
+        theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
+        nll = self.query_nll(theta_i, hyper, episode)
+        return nll / len(episode.query.y), {}
+
+    def query_nll(self, theta_i: Params, hyper: Hyper, episode: Episode) -> Tensor:
+        """Return -log p(Q_i | theta_i), a sum over the query points."""
+        return self.likelihood.at(hyper).nll(self.predict(theta_i, episode.query.x), episode.query.y)

@@ -1,0 +1,115 @@
+r"""The Gaussian posterior N(theta_i, H^-1) with H = tau I + G^T G, in its dual form.
+
+The rows of G are S_n^T J_n, R of them, with S_n S_n^T = Lambda_n and J_n the Jacobian of the outputs at point n. With the
+small matrix M = I + G G^T / tau (R x R, float64, Cholesky):
+
+    log det ratio   log det H - P log tau = log det M
+    sample          delta = w - G^T M^-1 (G w + xi) / tau,   w = eps / sqrt(tau),   eps, xi ~ N(0, I)
+    variance        J* H^-1 J*^T = (J* J*^T - (J* G^T) M^-1 (J* G^T)^T / tau) / tau
+
+M >= I whatever the rank of G, so that its Cholesky factor needs no jitter: G is taken to float64 before the product.
+The ratio is what is optimised and logged: P log tau alone reaches 1e5 and would ruin float32.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from meta_exp.adaptation import Params
+from meta_exp.checks import require
+from meta_exp.curvature.rows import Directions, Rows, identity_directions, to_matrix, to_params
+from meta_exp.curvature.taps import Taps
+from meta_exp.likelihood import Hyper, Likelihood
+
+
+class Noise(NamedTuple):
+    """Standard normal draws: ``prior`` shaped as the parameters, ``data`` [R]; leading dimensions are for vmap."""
+
+    prior: Params
+    data: Tensor
+
+
+class DualPosterior:
+    """N(theta_i, (tau I + G^T G)^-1) over the layers that G has rows for."""
+
+    def __init__(self, rows: Rows, tau: Tensor, layers: dict[str, nn.Module], jacobian: Callable[[Tensor], Rows]):
+        self.rows, self.tau, self.layers, self.jacobian = rows, tau.double(), layers, jacobian
+        gram = sum(block.gram(block) for block in rows.values())
+        eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        # cholesky_ex: values that are not finite go through to the objective, whose guard names the remedy
+        self.factor = torch.linalg.cholesky_ex(eye + gram / self.tau).L
+
+    def log_det_ratio(self) -> Tensor:
+        """Log det H - P log tau >= 0, in float64."""
+        return 2 * self.factor.diagonal().log().sum()
+
+    def sample(self, noise: Noise) -> Params:
+        """Return one draw of phi - theta_i, exact; vmap over ``noise`` for more."""
+        w = {name: eps / self.tau.to(eps.dtype).sqrt() for name, eps in noise.prior.items()}
+        matrices = {name: to_matrix(self.layers[name], w, name) for name in self.rows}
+        projected = sum(block.apply(matrices[name]) for name, block in self.rows.items()) + noise.data
+        weights = torch.cholesky_solve(projected.double()[:, None], self.factor)[:, 0] / self.tau
+        delta: Params = {}
+        for name, block in self.rows.items():
+            update = matrices[name] - block.combine(weights.to(matrices[name].dtype))
+            delta |= to_params(self.layers[name], name, update)
+        return delta
+
+    def functional_variance(self, x: Tensor) -> Tensor:
+        """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
+        jacobian = self.jacobian(x)
+        outputs = len(next(iter(jacobian.values()))) // len(x)
+        own = sum(block.squares(outputs) for block in jacobian.values())
+        cross = sum(block.gram(self.rows[name]) for name, block in jacobian.items())
+        v = torch.linalg.solve_triangular(self.factor, cross.T, upper=False).T.unflatten(0, (-1, outputs))
+        return (own - v @ v.mT / self.tau) / self.tau
+
+
+class Dual(ABC):
+    """What the structures in dual form share: the prior precision and the way from rows to a posterior.
+
+    Args:
+        taps: hooks on the layers that the structure treats.
+        prior_precision: tau > 0 of the prior N(theta, I / tau).
+        learned: learn log tau with theta, which takes LLAMA's prior term.
+    """
+
+    def __init__(self, taps: Taps, prior_precision: float, learned: bool) -> None:
+        require(prior_precision > 0, "curvature.prior_precision", "a precision > 0", prior_precision)
+        self.taps = taps
+        self.prior_precision = prior_precision
+        self.learned = learned
+
+    @abstractmethod
+    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
+        """Return the rows of D_n^T J_n at x for the layers treated, with D = ``directions(outputs)``."""
+
+    def hyperparameters(self) -> Hyper:
+        """Return what is learned beside theta, in log space."""
+        return {"log_prior_precision": torch.tensor(float(self.prior_precision)).log()} if self.learned else {}
+
+    def tau(self, hyper: Hyper) -> Tensor:
+        """Return the prior precision, learned or fixed."""
+        return hyper["log_prior_precision"].exp() if self.learned else torch.tensor(float(self.prior_precision))
+
+    def posterior(self, params: Params, x: Tensor, likelihood: Likelihood, hyper: Hyper) -> DualPosterior:
+        """Return the posterior of one task around ``params`` given inputs x [N, *features]."""
+        rows = self.jacobian_rows(params, x, likelihood.hessian_sqrt)
+
+        def jacobian(x: Tensor) -> Rows:
+            return self.jacobian_rows(params, x, identity_directions)
+
+        return DualPosterior(rows, self.tau(hyper).to(x.device), self.taps.layers, jacobian)
+
+    def noise(self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, rows: int) -> Noise:
+        """Draw the noise of ``shape`` posterior samples of a task with ``rows`` = N rank rows."""
+        names = [f"{layer}.{p}" for layer, m in self.taps.layers.items() for p, _ in m.named_parameters()]
+        like = theta[names[0]]
+
+        def draw(*size: int) -> Tensor:
+            return torch.randn(*shape, *size, generator=generator, dtype=like.dtype, device=generator.device)
+
+        return Noise({name: draw(*theta[name].shape) for name in names}, draw(rows))

@@ -1,0 +1,36 @@
+r"""The exact GGN of the last linear layer, in dual form; the other layers are taken as known.
+
+With features a_n (and the bias' 1) the rows are S_n^T (x) a_n, so that
+
+    G G^T [(n, r), (m, q)] = (S_n^T S_m)[r, q] (a_n . a_m)
+
+and one forward pass gives everything, whatever the network before it and however it couples its points.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from meta_exp.adaptation import Params
+from meta_exp.checks import require
+from meta_exp.curvature.dual import Dual
+from meta_exp.curvature.rows import Directions, Outer, Rows, with_bias
+from meta_exp.curvature.taps import Taps, layers_with_parameters
+
+
+class LastLayer(Dual):
+    """Exact GGN of the layer defined last, which must be Linear and give the outputs."""
+
+    def __init__(
+        self, model: nn.Module, input_shape: Sequence[int], prior_precision: float = 1.0, learned: bool = False
+    ) -> None:
+        self.name, self.layer = list(layers_with_parameters(model).items())[-1]
+        require(isinstance(self.layer, nn.Linear), "curvature=last_layer", "a Linear layer at the end", self.layer)
+        super().__init__(Taps(model, input_shape, {self.name: self.layer}), prior_precision, learned)
+
+    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
+        """Return the rows of D_n^T J_n for the last layer."""
+        outputs, inputs, _ = self.taps.linearize(params, x)
+        d = directions(outputs)
+        features = with_bias(self.layer, inputs[self.name]).repeat_interleave(d.shape[-1], 0)
+        return {self.name: Outer(d.mT.flatten(0, 1), features)}

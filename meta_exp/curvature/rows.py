@@ -1,0 +1,154 @@
+r"""Rows of a Jacobian, held layer by layer and never joined into one matrix as wide as all parameters.
+
+A row is the gradient of one direction of one output with respect to the parameters. Within a layer it is a matrix
+[O, I] with the bias as its last column:
+
+    Linear      g a^T                   one outer product where points are independent
+    Conv2d      sum over positions of g a^T, with a = patches of the input
+    Affine      sum over positions of [g a, g], per channel
+
+A layer's rows enter the Gram matrix G G^T; for outer products it is (a a^T) * (g g^T), elementwise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vmap
+
+from meta_exp.adaptation import Params
+from meta_exp.curvature.taps import Taps
+from meta_exp.models.norm import Affine, couples_points
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Rows g_r a_r^T of one linear layer: ``g`` [R, O], ``a`` [R, I]."""
+
+    g: Tensor
+    a: Tensor
+
+    def __len__(self) -> int:
+        return len(self.g)
+
+    def gram(self, other: "Outer") -> Tensor:
+        """Inner products [R, R'] with the rows of another block of the same layer, in float64."""
+        return (self.a.double() @ other.a.double().T) * (self.g.double() @ other.g.double().T)
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """Inner products [R] with a parameter matrix [O, I]."""
+        return ((self.g @ matrix) * self.a).sum(-1)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Sum the rows with ``weights`` [R] to a parameter matrix [O, I]."""
+        return (weights[:, None] * self.g).T @ self.a
+
+    def squares(self, group: int) -> Tensor:
+        """Inner products [R / group, group, group] among each ``group`` consecutive rows, in float64."""
+        g, a = (t.double().unflatten(0, (-1, group)) for t in (self.g, self.a))
+        return (a @ a.mT) * (g @ g.mT)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Rows of one layer written out: ``rows`` [R, O, I]."""
+
+    rows: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gram(self, other: "Dense") -> Tensor:
+        """Inner products [R, R'] with the rows of another block of the same layer, in float64."""
+        return self.rows.flatten(1).double() @ other.rows.flatten(1).double().T
+
+    def apply(self, matrix: Tensor) -> Tensor:
+        """Inner products [R] with a parameter matrix [O, I]."""
+        return self.rows.flatten(1) @ matrix.flatten()
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Sum the rows with ``weights`` [R] to a parameter matrix [O, I]."""
+        return (weights @ self.rows.flatten(1)).view(self.rows.shape[1:])
+
+    def squares(self, group: int) -> Tensor:
+        """Inner products [R / group, group, group] among each ``group`` consecutive rows, in float64."""
+        rows = self.rows.flatten(1).double().unflatten(0, (-1, group))
+        return rows @ rows.mT
+
+
+Block = Outer | Dense
+Rows = dict[str, Block]
+Directions = Callable[[Tensor], Tensor]
+
+
+def identity_directions(outputs: Tensor) -> Tensor:
+    """One direction an output, [N, C, C]: the rows are then those of the plain Jacobian."""
+    points, dim = outputs.shape
+    return torch.eye(dim, dtype=outputs.dtype, device=outputs.device).expand(points, dim, dim)
+
+
+def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions) -> Rows:
+    """Return the N K rows of D_n^T J_n for all points, point by point.
+
+    Args:
+        taps: the network's hooks.
+        params: where to differentiate.
+        x: inputs [N, *features].
+        directions: maps outputs [N, C] to D [N, C, K].
+
+    Where points are independent this takes K backward passes; where batch statistics couple them (every output depends
+    on every input) it takes N K passes over the whole set, exact and dear.
+    """
+    outputs, inputs, pullback = taps.linearize(params, x)
+    d = directions(outputs)
+    coupled = couples_points(taps.model)
+    if coupled:
+        eye = torch.eye(len(x), dtype=d.dtype, device=d.device)
+        cotangents = torch.einsum("nm,nck->nkmc", eye, d).flatten(0, 1)
+    else:
+        cotangents = d.permute(2, 0, 1)
+    (gradients,) = vmap(pullback)(cotangents)
+    return {
+        name: _block(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()
+    }
+
+
+def with_bias(layer: nn.Module, a: Tensor) -> Tensor:
+    """Append the bias' constant 1 to inputs [N, I, ...] along I, where the layer has a bias."""
+    return a if layer.bias is None else torch.cat([a, torch.ones_like(a[:, :1])], 1)
+
+
+def to_matrix(layer: nn.Module, params: Params, name: str) -> Tensor:
+    """Return a layer's parameters as a matrix [O, I], the bias last."""
+    weight = params[f"{name}.weight"]
+    matrix = weight.reshape(len(weight), -1)
+    return matrix if layer.bias is None else torch.cat([matrix, params[f"{name}.bias"][:, None]], 1)
+
+
+def to_params(layer: nn.Module, name: str, matrix: Tensor) -> Params:
+    """Undo ``to_matrix``."""
+    if layer.bias is None:
+        return {f"{name}.weight": matrix.view(layer.weight.shape)}
+    return {f"{name}.weight": matrix[:, :-1].reshape(layer.weight.shape), f"{name}.bias": matrix[:, -1]}
+
+
+def _block(layer: nn.Module, a: Tensor, g: Tensor, coupled: bool) -> Block:
+    """Make the rows of one layer of its inputs a [N, ...] and output gradients g [K or N K, N, ...]."""
+    if isinstance(layer, nn.Linear):
+        a = with_bias(layer, a)
+        if coupled:
+            return Dense(torch.einsum("ni,rno->roi", a, g))
+        return Outer(g.transpose(0, 1).flatten(0, 1), a.repeat_interleave(len(g), 0))
+    if isinstance(layer, Affine):
+        a, g = a.flatten(2) if a.ndim > 2 else a[..., None], g.flatten(3) if g.ndim > 3 else g[..., None]
+        pattern = "ncs,rncs->rc" if coupled else "ncs,kncs->nkc"
+        weight = torch.einsum(pattern, a, g)
+        bias = torch.einsum(pattern, torch.ones_like(a), g)
+        rows = torch.stack([weight, bias], -1)
+    else:
+        patches = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        patches = with_bias(layer, patches)
+        rows = torch.einsum("nis,rnos->roi" if coupled else "nis,knos->nkoi", patches, g.flatten(3))
+    return Dense(rows if coupled else rows.flatten(0, 1))

@@ -1,0 +1,93 @@
+"""Layer inputs and output gradients of a network, recorded without touching its code.
+
+A forward hook on a layer records the layer's input a and adds a zero z to its output; the gradient
+with respect to z is the output gradient g. For a linear layer the gradient of its weight is then the outer product g a^T.
+Hooks are set once and sleep outside ``linearize``, so that torch.compile can trace through them; they work under
+functional_call, vjp and vmap, where full-backward hooks raise.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vjp
+
+from meta_exp.adaptation import Params
+from meta_exp.checks import require
+from meta_exp.models.norm import Affine
+
+Layers = dict[str, Tensor]
+Pullback = Callable[[Tensor], tuple[Layers]]
+OutputsInputs = tuple[Tensor, Layers]  # named here: torch.compile cannot build the type inside a traced function
+SUPPORTED = (nn.Linear, nn.Conv2d, Affine)
+
+
+def layers_with_parameters(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that hold parameters themselves, by name, in order of definition."""
+    return {name: module for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+
+
+class Taps:
+    """Hooks on the named ``layers`` of ``model``.
+
+    Raises:
+        ValueError: a layer is of a kind that is not treated, shares its parameters with another, or is called twice.
+    """
+
+    def __init__(self, model: nn.Module, input_shape: Sequence[int], layers: dict[str, nn.Module]) -> None:
+        self.model = model
+        self.layers = layers
+        for name, module in self.layers.items():
+            kinds = ", ".join(kind.__name__ for kind in SUPPORTED)
+            treated = isinstance(module, SUPPORTED) and getattr(module, "groups", 1) == 1
+            require(treated, f"curvature on layer {name!r}", f"one of {kinds} (ungrouped)", module)
+        uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+        require(max(uses.values()) == 1, "curvature", "layers with parameters of their own", "shared parameters")
+        self._zeros: Layers | None = None
+        self._inputs: Layers = {}
+        self._shapes: dict[str, torch.Size] = {}
+        handles = [module.register_forward_hook(self._measure(name)) for name, module in self.layers.items()]
+        with torch.no_grad():
+            parameter = next(model.parameters())
+            model(torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device))
+        for handle in handles:
+            handle.remove()
+        for name, module in self.layers.items():
+            module.register_forward_hook(self._tap(name))
+
+    def linearize(self, params: Params, x: Tensor) -> tuple[Tensor, Layers, Pullback]:
+        """Run the network at x [N, *features].
+
+        Returns:
+            outputs [N, C]; the input [N, ...] of each layer; and a function that maps a cotangent [N, C] to a 1-tuple
+            holding the output gradient [N, ...] of each layer.
+        """
+
+        def forward(zeros: Layers) -> OutputsInputs:
+            self._zeros, self._inputs = zeros, {}
+            try:
+                outputs = functional_call(self.model, params, (x,))
+                return outputs, self._inputs
+            finally:
+                self._zeros, self._inputs = None, {}
+
+        zeros = {name: x.new_zeros(len(x), *shape) for name, shape in self._shapes.items()}
+        outputs, pullback, inputs = vjp(forward, zeros, has_aux=True)
+        return outputs, inputs, pullback
+
+    def _tap(self, name: str) -> Callable[..., Tensor | None]:
+        def hook(_module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+            if self._zeros is None:
+                return None
+            require(name not in self._inputs, f"curvature on layer {name!r}", "one call a forward pass", "several")
+            self._inputs[name] = inputs[0]
+            return output + self._zeros[name]
+
+        return hook
+
+    def _measure(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+            self._shapes[name] = output.shape[1:]
+
+        return hook

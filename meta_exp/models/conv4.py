@@ -1,0 +1,57 @@
+"""The convolutional network of MAML: four blocks of 3x3 convolution, norm and ReLU, then a linear layer.
+
+Omniglot: ``downsample="stride"`` (stride 2, features averaged over positions), 64 filters.
+miniImageNet: ``downsample="max_pool"`` (2x2 after each block, features flattened), 32 or 64 filters.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from meta_exp.checks import require
+from meta_exp.models.norm import BatchNorm, GroupNorm
+
+NORMS = {"batch": BatchNorm, "group": GroupNorm, "none": nn.Identity}
+
+
+class Conv4(nn.Module):
+    """Images [N, channels, H, W] to outputs [N, outputs]."""
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        outputs: int,
+        filters: int = 64,
+        downsample: Literal["stride", "max_pool"] = "stride",
+        norm: Literal["batch", "group", "none"] = "batch",
+    ) -> None:
+        require(len(input_shape) == 3, "model=conv4", "images [C, H, W]", list(input_shape), "use model=mlp")
+        require(filters >= 1, "model.filters", "at least 1", filters)
+        require(downsample in ("stride", "max_pool"), "model.downsample", "stride or max_pool", downsample)
+        require(norm in NORMS, "model.norm", "batch, group or none", norm)
+        super().__init__()
+        self.average = downsample == "stride"
+        blocks = []
+        channels = input_shape[0]
+        for _ in range(4):
+            convolution = nn.Conv2d(channels, filters, 3, stride=2 if self.average else 1, padding=1)
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+            pool = nn.Identity() if self.average else nn.MaxPool2d(2)
+            blocks.append(nn.Sequential(convolution, NORMS[norm](filters), nn.ReLU(), pool))
+            channels = filters
+        self.blocks = nn.Sequential(*blocks)
+        with torch.no_grad():
+            features = self.features(torch.zeros(2, *input_shape)).shape[1]
+        self.head = nn.Linear(features, outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return the inputs of the last layer, [N, features]."""
+        x = self.blocks(x)
+        return x.mean((2, 3)) if self.average else x.flatten(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits or means, [N, outputs]."""
+        return self.head(self.features(x))

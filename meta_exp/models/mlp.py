@@ -1,0 +1,21 @@
+"""The multi-layer perceptron of the sinusoid experiment: 1-40-40-1 with ReLU, or any widths."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+
+from torch import nn
+
+from meta_exp.checks import require
+
+
+class MLP(nn.Sequential):
+    """Linear layers of the given hidden ``widths`` with ReLU between; inputs of any shape are flattened."""
+
+    def __init__(self, input_shape: Sequence[int], outputs: int, widths: Sequence[int] = (40, 40)) -> None:
+        require(all(width >= 1 for width in widths), "model.widths", "positive widths", list(widths))
+        sizes = [prod(input_shape), *widths]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in, fan_out in pairwise(sizes):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        super().__init__(*layers, nn.Linear(sizes[-1], outputs))

@@ -1,0 +1,78 @@
+r"""Normalisation whose second and third derivatives are right.
+
+    y = gamma (x - mean) / sqrt(var + eps) + beta
+
+PyTorch's fused batch, instance and layer norms give silently wrong second-order gradients under ``grad(vmap(...))`` and
+wrong Jacobian derivatives when gamma and beta are adapted. Here the same equation is composed of ``var_mean``, ``rsqrt``
+and an affine map, each of which differentiates correctly. Statistics are always those of the batch at hand: a network in
+evaluation with running statistics would be another network than the one that was adapted.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from meta_exp.checks import require
+
+FUSED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
+
+
+class Affine(nn.Module):
+    """gamma x + beta, a scale and a shift per channel of x [N, channels, ...]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift each channel."""
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        return x * self.weight.view(shape) + self.bias.view(shape)
+
+
+class BatchNorm(nn.Module):
+    """Normalise each channel over the batch at hand and its positions; this couples all points of a batch."""
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.affine = Affine(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [N, channels, ...]."""
+        dims = [0, *range(2, x.ndim)]
+        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        return self.affine((x - mean) * torch.rsqrt(variance + self.eps))
+
+
+class GroupNorm(nn.Module):
+    """Normalise each point over groups of channels; points stay independent."""
+
+    def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5) -> None:
+        require(channels % groups == 0, "model.filters", f"a multiple of the {groups} groups", channels)
+        super().__init__()
+        self.groups = groups
+        self.eps = eps
+        self.affine = Affine(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x [N, channels, ...]."""
+        return self.affine(F.group_norm(x, self.groups, eps=self.eps))
+
+
+def couples_points(model: nn.Module) -> bool:
+    """Whether an output depends on other points of its batch, as it does through batch statistics."""
+    return any(isinstance(module, BatchNorm) for module in model.modules())
+
+
+def refuse_fused_norms(model: nn.Module) -> None:
+    """Raise ValueError naming the first layer whose higher derivatives PyTorch gets wrong."""
+    for name, module in model.named_modules():
+        require(
+            not isinstance(module, FUSED),
+            f"model layer {name!r}",
+            "a norm with correct higher derivatives",
+            type(module).__name__,
+            "use meta_exp.models.BatchNorm or GroupNorm",
+        )

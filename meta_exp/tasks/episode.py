@@ -1,0 +1,23 @@
+"""An episode: what one task shows (support) and what it asks (query).
+
+For one task of a regression family ``x`` has shape [N, *features] and ``y`` [N, d]; for classes ``y`` is [N], integers.
+A meta-batch is the same structure with a leading task dimension, which only the learner adds and vmaps away.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Examples(NamedTuple):
+    """Inputs ``x`` [N, *features] and targets ``y`` [N, d] or [N]."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """One task, or with a leading dimension a meta-batch of tasks."""
+
+    support: Examples
+    query: Examples
