@@ -46,8 +46,9 @@ class Gaussian:
 
     @property
     def variance(self) -> Tensor:
-        """sigma^2 as a 0-dimensional tensor."""
-        return torch.as_tensor(self.sigma_noise) ** 2
+        """sigma^2 as a 0-dimensional tensor, in float64 if fixed."""
+        sigma = self.sigma_noise
+        return (sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)) ** 2
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean squared error of outputs [N, d], the inner loop's loss; it holds no sigma."""
@@ -56,7 +57,8 @@ class Gaussian:
     def nll(self, outputs: Tensor, y: Tensor) -> Tensor:
         """-log p(y | f), summed over the N points and d outputs."""
         squares = ((outputs - y) ** 2).sum()
-        return squares / (2 * self.variance) + outputs.numel() / 2 * (log(2 * pi) + self.variance.log())
+        variance = self.variance.to(squares)
+        return squares / (2 * variance) + outputs.numel() / 2 * (log(2 * pi) + variance.log())
 
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, d, d] with S_n S_n^T = Lambda_n."""

@@ -17,7 +17,6 @@ from torch import Tensor
 from meta_exp.adaptation import Params
 from meta_exp.algorithms.maml import MAML, Logs
 from meta_exp.checks import require
-from meta_exp.curvature import Curvature
 from meta_exp.likelihood import Hyper
 from meta_exp.tasks.episode import Episode
 
@@ -26,7 +25,6 @@ from meta_exp.tasks.episode import Episode
 class LLAMA(MAML):
     """MAML plus ``eta`` times the log det of the curvature on the ``data`` of the task."""
 
-    curvature: Curvature | None
     eta: float
     data: Literal["support", "query"] = "support"
     prior_term: bool = False
@@ -41,6 +39,10 @@ class LLAMA(MAML):
         if self.curvature.learned:
             remedy = "without it tau grows without bound"
             require(self.prior_term, "curvature.learned=true", "algorithm.prior_term=true", "false", remedy)
+
+    def hyperparameters(self) -> Hyper:
+        """Return what is learned beside theta: sigma and tau, if asked."""
+        return self.likelihood.hyperparameters() | self.curvature.hyperparameters()
 
     def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
         """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from meta_exp.adaptation import Params, adapt
 from meta_exp.checks import require
+from meta_exp.curvature import Curvature
 from meta_exp.likelihood import Hyper, Likelihood
 from meta_exp.tasks.episode import Episode, Examples
 
@@ -22,10 +23,14 @@ Logs = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class MAML:
-    """The objective of one task; ``inner_lr`` is alpha, ``inner_steps`` is K."""
+    """The objective of one task; ``inner_lr`` is alpha, ``inner_steps`` is K.
+
+    MAML trains without a curvature; one given here serves evaluation, as Laplace's approximation after the fact.
+    """
 
     model: nn.Module
     likelihood: Likelihood
+    curvature: Curvature | None = None
     inner_lr: float
     inner_steps: int = 1
     first_order: bool = False
@@ -46,6 +51,10 @@ class MAML:
             return self.likelihood.loss(self.predict(params, support.x), support.y)
 
         return adapt(loss, theta, lr=self.inner_lr, steps=steps, first_order=self.first_order)
+
+    def hyperparameters(self) -> Hyper:
+        """Return what is learned beside theta: sigma, if asked."""
+        return self.likelihood.hyperparameters()
 
     def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
         """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""

@@ -2,7 +2,8 @@
 
 from meta_exp.curvature.dual import Dual as Curvature
 from meta_exp.curvature.dual import DualPosterior as Posterior
+from meta_exp.curvature.dual import Noise
 from meta_exp.curvature.ggn import GGN
 from meta_exp.curvature.last_layer import LastLayer
 
-__all__ = ["GGN", "Curvature", "LastLayer", "Posterior"]
+__all__ = ["GGN", "Curvature", "LastLayer", "Noise", "Posterior"]

@@ -93,7 +93,8 @@ class Dual(ABC):
 
     def tau(self, hyper: Hyper) -> Tensor:
         """Return the prior precision, learned or fixed."""
-        return hyper["log_prior_precision"].exp() if self.learned else torch.tensor(float(self.prior_precision))
+        fixed = torch.tensor(self.prior_precision, dtype=torch.float64)
+        return hyper["log_prior_precision"].exp() if self.learned else fixed
 
     def posterior(self, params: Params, x: Tensor, likelihood: Likelihood, hyper: Hyper) -> DualPosterior:
         """Return the posterior of one task around ``params`` given inputs x [N, *features]."""
@@ -104,12 +105,15 @@ class Dual(ABC):
 
         return DualPosterior(rows, self.tau(hyper).to(x.device), self.taps.layers, jacobian)
 
-    def noise(self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, rows: int) -> Noise:
-        """Draw the noise of ``shape`` posterior samples of a task with ``rows`` = N rank rows."""
-        names = [f"{layer}.{p}" for layer, m in self.taps.layers.items() for p, _ in m.named_parameters()]
-        like = theta[names[0]]
+    def noise(
+        self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood
+    ) -> Noise:
+        """Draw what ``sample`` needs, of leading ``shape``, for a task of ``points`` points with parameters as theta."""
+        names = [f"{layer}.{name}" for layer, m in self.taps.layers.items() for name, _ in m.named_parameters()]
+        dtype = theta[names[0]].dtype
 
         def draw(*size: int) -> Tensor:
-            return torch.randn(*shape, *size, generator=generator, dtype=like.dtype, device=generator.device)
+            return torch.randn(*shape, *size, generator=generator, dtype=dtype, device=generator.device)
 
-        return Noise({name: draw(*theta[name].shape) for name in names}, draw(rows))
+        rank = likelihood.rank(self.taps.outputs)
+        return Noise({name: draw(*theta[name].shape) for name in names}, draw(points * rank))

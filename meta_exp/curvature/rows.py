@@ -110,9 +110,7 @@ def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions)
     else:
         cotangents = d.permute(2, 0, 1)
     (gradients,) = vmap(pullback)(cotangents)
-    return {
-        name: _block(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()
-    }
+    return {name: _block(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()}
 
 
 def with_bias(layer: nn.Module, a: Tensor) -> Tensor:

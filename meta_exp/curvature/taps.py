@@ -28,6 +28,11 @@ def layers_with_parameters(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if list(module.parameters(recurse=False))}
 
 
+def _unfolds(layer: nn.Conv2d) -> bool:
+    """Whether the layer is one matrix product with the patches that ``torch.nn.functional.unfold`` gives."""
+    return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
 class Taps:
     """Hooks on the named ``layers`` of ``model``.
 
@@ -40,8 +45,9 @@ class Taps:
         self.layers = layers
         for name, module in self.layers.items():
             kinds = ", ".join(kind.__name__ for kind in SUPPORTED)
-            treated = isinstance(module, SUPPORTED) and getattr(module, "groups", 1) == 1
-            require(treated, f"curvature on layer {name!r}", f"one of {kinds} (ungrouped)", module)
+            treated = isinstance(module, SUPPORTED) and (not isinstance(module, nn.Conv2d) or _unfolds(module))
+            expected = f"one of {kinds} (ungrouped, padded by a number of zeros)"
+            require(treated, f"curvature on layer {name!r}", expected, module)
         uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         require(max(uses.values()) == 1, "curvature", "layers with parameters of their own", "shared parameters")
         self._zeros: Layers | None = None
@@ -50,7 +56,8 @@ class Taps:
         handles = [module.register_forward_hook(self._measure(name)) for name, module in self.layers.items()]
         with torch.no_grad():
             parameter = next(model.parameters())
-            model(torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device))
+            example = torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device)
+            self.outputs = model(example).shape[1]
         for handle in handles:
             handle.remove()
         for name, module in self.layers.items():

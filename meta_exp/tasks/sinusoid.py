@@ -4,6 +4,7 @@ A ~ U[amplitude], phase ~ U[phase], x ~ U[x_range], noise ~ N(0, noise^2); every
 and draws of its own.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 
@@ -43,15 +44,33 @@ class Sinusoid:
         require(self.noise >= 0, "dataset.noise", "a standard deviation >= 0", self.noise)
 
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
-        """Draw a meta-batch of ``tasks`` tasks; x and y are float32 of shape [tasks, points, 1]."""
-        points = self.shots + self.queries
+        """Draw ``tasks`` tasks; x and y are float32 of shape [tasks, points, 1]."""
+        curve = self._curves(rng, tasks)
+        x = rng.uniform(*self.x_range, size=(tasks, self.shots + self.queries, 1))
+        y = curve(x) + self.noise * rng.standard_normal(x.shape)
+        support, query = slice(None, self.shots), slice(self.shots, None)
+        return Episode(_examples(x[:, support], y[:, support]), _examples(x[:, query], y[:, query]))
+
+    def draw_curves(self, rng: np.random.Generator, tasks: int, points: int = 200) -> Episode:
+        """Draw tasks for a picture: the query set is the true curve, free of noise, on a grid over ``x_range``.
+
+        The support set lies in the left half of the range, so that the right half shows what the learner does not know.
+        """
+        curve = self._curves(rng, tasks)
+        low, high = self.x_range
+        x = np.sort(rng.uniform(low, (low + high) / 2, size=(tasks, self.shots, 1)), axis=1)
+        y = curve(x) + self.noise * rng.standard_normal(x.shape)
+        grid = np.tile(np.linspace(low, high, points)[:, None], (tasks, 1, 1))
+        return Episode(_examples(x, y), _examples(grid, curve(grid)))
+
+    def to(self, device: torch.device) -> None:
+        """Hold nothing on a device: each batch is moved as it is drawn."""
+
+    def _curves(self, rng: np.random.Generator, tasks: int) -> Callable[[np.ndarray], np.ndarray]:
         amplitude = rng.uniform(*self.amplitude, size=(tasks, 1, 1))
         phase = rng.uniform(*self.phase, size=(tasks, 1, 1))
-        x = rng.uniform(*self.x_range, size=(tasks, points, 1))
-        y = amplitude * np.sin(x - phase) + self.noise * rng.standard_normal(x.shape)
-        return split_points(torch.from_numpy(x).float(), torch.from_numpy(y).float(), self.shots)
+        return lambda x: amplitude * np.sin(x - phase)
 
 
-def split_points(x: torch.Tensor, y: torch.Tensor, shots: int) -> Episode:
-    """Make an episode of points [tasks, shots + queries, ...]: the first ``shots`` are the support."""
-    return Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:]))
+def _examples(x: np.ndarray, y: np.ndarray) -> Examples:
+    return Examples(torch.from_numpy(x).float(), torch.from_numpy(y).float())

@@ -1,0 +1,212 @@
+r"""The learner: theta, and the meta-gradient that Lightning's optimizer steps along.
+
+    g = mean over tasks of grad_theta objective_i(theta)
+
+as ``vmap(grad(task))`` averaged over the meta-batch, never as the gradient of a vmapped mean. The tasks may be taken in
+chunks, which bounds the memory, and the gradient of a chunk may be compiled. g is computed functionally and handed to
+automatic optimisation through the objective's value, so that clipping, accumulation and data-parallel reduction work as
+they do for any LightningModule.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
+from torch.utils._pytree import tree_map
+
+from meta_exp.adaptation import Params
+from meta_exp.algorithms import MAML
+from meta_exp.checks import require
+from meta_exp.curvature import Noise
+from meta_exp.evaluation import evaluate
+from meta_exp.likelihood import Hyper
+from meta_exp.models import refuse_fused_norms
+from meta_exp.prediction import KINDS
+from meta_exp.tasks.episode import Episode
+
+log = logging.getLogger(__name__)
+COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
+
+
+class Learner(LightningModule):
+    """Meta-parameters theta with an algorithm to train them and a curvature to predict with.
+
+    Args:
+        algorithm: gives a task's objective and adapts to a task; its model's parameters are theta.
+        optimizer: maps parameters to an optimizer.
+        evaluation_steps: inner steps in validation and test.
+        predictives: which of map, sample, linearized to score; those without a posterior are left out.
+        samples: posterior draws for the predictives that need them.
+        chunk_size: tasks whose gradient is taken at once; None for the whole meta-batch.
+        compile: the meta-gradient; ``auto`` compiles runs that are long enough, and falls back where it cannot.
+    """
+
+    def __init__(
+        self,
+        algorithm: MAML,
+        optimizer: Callable[[Any], torch.optim.Optimizer],
+        *,
+        evaluation_steps: int = 10,
+        predictives: Sequence[str] = KINDS,
+        samples: int = 30,
+        chunk_size: int | None = None,
+        compile: bool | Literal["auto"] = "auto",
+    ) -> None:
+        require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
+        require(samples >= 1, "samples", "at least 1", samples)
+        require(chunk_size is None or chunk_size >= 1, "chunk_size", "null or at least 1", chunk_size)
+        require(compile in (True, False, "auto"), "compile", "true, false or auto", compile)
+        for kind in predictives:
+            require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
+        super().__init__()
+        refuse_fused_norms(algorithm.model)
+        self.model = algorithm.model
+        self.algorithm = algorithm
+        self.optimizer = optimizer
+        self.evaluation_steps = evaluation_steps
+        self.predictives = [kind for kind in predictives if kind == "map" or algorithm.curvature]
+        self.samples = samples
+        self.chunk_size = chunk_size
+        self.compile_gradient = compile
+        self.hyper = nn.ParameterDict(algorithm.hyperparameters())
+        self._chunk_gradient = self._eager_gradient
+        self._scores: list[dict[str, Tensor]] = []
+        self.test_scores: dict[str, Tensor] = {}
+
+    def meta_parameters(self) -> tuple[Params, Hyper]:
+        """Return theta and the learned hyper-parameters, detached, by name."""
+        theta = {name: value.detach() for name, value in self.model.named_parameters()}
+        return theta, {name: value.detach() for name, value in self.hyper.items()}
+
+    def meta_gradient(self, episodes: Episode) -> tuple[Tensor, Params, Hyper, dict[str, Tensor]]:
+        """Return the objective, its gradients in theta and hyper-parameters, and logged scalars; means over tasks."""
+        theta, hyper = self.meta_parameters()
+        tasks = len(episodes.query.y)
+        size = self.chunk_size or tasks
+        total: Any = None
+        for start in range(0, tasks, size):
+            chunk = tree_map(partial(_slice, start=start, stop=start + size), episodes)
+            sums = self._chunk_gradient(theta, hyper, chunk)
+            total = sums if total is None else tree_map(torch.add, total, sums)
+        (gradient, hyper_gradient), (objective, logs) = tree_map(lambda value: value / tasks, total)
+        return objective, gradient, hyper_gradient, logs
+
+    def _eager_gradient(self, theta: Params, hyper: Hyper, episodes: Episode) -> Any:
+        gradient = grad_and_value(self.algorithm.objective, argnums=(0, 1), has_aux=True)
+        return tree_map(lambda value: value.sum(0), vmap(gradient, (None, None, 0))(theta, hyper, episodes))
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        """Return the objective, with the meta-gradient behind it."""
+        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch)
+        gradients = [*gradient.values(), *hyper_gradient.values()]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        # a look at the value waits for a GPU, so it is taken every step on the CPU only
+        if logging_step or self.device.type == "cpu":
+            self._stop_if_not_finite(objective, norm, batch)
+        if logging_step:
+            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[])
+            logs |= {name: score.mean() for name, score in scores.items() if name not in logs}
+            logs |= {"objective": objective, "gradient_norm": norm}
+            logs |= {name.removeprefix("log_"): value.exp() for name, value in self.hyper.items()}
+            self.log_dict({f"train/{name.removeprefix('map/')}": value.detach() for name, value in logs.items()})
+        parameters = [*self.model.parameters(), *self.hyper.values()]
+        return _WithGradient.apply(objective, len(parameters), *parameters, *gradients)
+
+    def evaluate(self, episodes: Episode, steps: int, predictives: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
+        """Score each of T tasks; the values have shape [T]. Posterior draws are a function of ``seed``."""
+        theta, hyper = self.meta_parameters()
+        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives)
+        noise = self.noise(episodes, seed) if any(kind != "map" for kind in predictives) else None
+        in_dims = (None, None, 0, None if noise is None else 0)
+        return vmap(score, in_dims, chunk_size=self.chunk_size)(theta, hyper, episodes, noise)
+
+    def noise(self, episodes: Episode, seed: int) -> Noise:
+        """Draw the noise of ``samples`` posterior draws for each of T tasks, [T, samples, ...]."""
+        tasks, points = episodes.support.y.shape[:2]
+        theta, _ = self.meta_parameters()
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return self.algorithm.curvature.noise(
+            generator, (tasks, self.samples), theta, points, self.algorithm.likelihood
+        )
+
+    def on_fit_start(self) -> None:
+        """Compile the meta-gradient where it pays."""
+        steps = self.trainer.max_steps - self.global_step
+        if self.compile_gradient is True:
+            self._chunk_gradient = torch.compile(self._eager_gradient, dynamic=False)
+        elif self.compile_gradient == "auto" and steps >= COMPILE_FROM_STEPS:
+            self._chunk_gradient = self._compile_or_fall_back
+
+    def _compile_or_fall_back(self, theta: Params, hyper: Hyper, episodes: Episode) -> Any:
+        compiled = torch.compile(self._eager_gradient, dynamic=False)
+        try:
+            sums = compiled(theta, hyper, episodes)
+            self._chunk_gradient = compiled
+        except Exception as error:  # whatever a compiler that is missing or broken raises
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            log.warning("torch.compile is not available here (%s); training goes on without it", reason)
+            self._chunk_gradient = self._eager_gradient
+            sums = self._eager_gradient(theta, hyper, episodes)
+        return sums
+
+    def validation_step(self, batch: Episode, batch_idx: int) -> None:
+        """Score validation tasks by their loss and metric after adaptation."""
+        self._scores.append(self.evaluate(batch, self.evaluation_steps, ["map"]))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all validation tasks."""
+        self.log_dict({f"validation/{name}": value.mean() for name, value in self._gather_scores().items()})
+
+    def test_step(self, batch: Episode, batch_idx: int) -> None:
+        """Score test tasks by all predictives."""
+        self._scores.append(self.evaluate(batch, self.evaluation_steps, self.predictives, seed=batch_idx))
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the scores of all test tasks in ``test_scores``, [T] each."""
+        self.test_scores = self._gather_scores()
+        self.log_dict({f"test/{name}": value.mean() for name, value in self.test_scores.items()})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer of theta and the learned hyper-parameters."""
+        return self.optimizer(self.parameters())
+
+    def _gather_scores(self) -> dict[str, Tensor]:
+        scores = {name: torch.cat([batch[name] for batch in self._scores]) for name in self._scores[0]}
+        self._scores = []
+        return scores
+
+    def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode) -> None:
+        if bool(torch.isfinite(objective + norm)):
+            return
+        x, y = batch.support
+        raise FloatingPointError(
+            f"step {self.global_step}: the objective is {objective.item():.4g} and its gradient norm {norm.item():.4g}; "
+            f"this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
+            f"[{y.min():.4g}, {y.max():.4g}]. The weights of the step before are in last.ckpt. "
+            "Try a smaller optimizer.lr or algorithm.inner_lr, trainer.gradient_clip_val=1, or a larger "
+            "curvature.prior_precision or likelihood.sigma_noise."
+        )
+
+
+class _WithGradient(torch.autograd.Function):
+    """The objective's value, whose backward hands over a gradient that is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, objective: Tensor, count: int, *parameters_and_gradients: Tensor) -> Tensor:
+        ctx.gradients = parameters_and_gradients[count:]
+        return objective.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        parameters = [scale * gradient for gradient in ctx.gradients]
+        return None, None, *parameters, *[None] * len(parameters)
+
+
+def _slice(value: Tensor, start: int, stop: int) -> Tensor:
+    return value[start:stop]

@@ -1,0 +1,157 @@
+"""Pictures of what a learner does with a new task: curves with their predictive band, images with probabilities."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from meta_exp.learner import Learner
+from meta_exp.prediction import predict
+from meta_exp.tasks import Episode
+from meta_exp.tasks.stream import EVALUATION_SEED, TaskFamily, draw_tasks
+
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "legend.frameon": False,
+    "savefig.dpi": 150,
+    "svg.fonttype": "none",
+}
+PICTURE_TASKS = 3
+
+
+def draw(learner: Learner, family: TaskFamily, title: str, folder: Path) -> list[Path]:
+    """Draw the picture of the task family into ``folder`` as PNG and SVG, and return the files."""
+    folder.mkdir(exist_ok=True)
+    with plt.rc_context(STYLE), torch.no_grad():
+        name, figure = (
+            ("episode", draw_episode(learner, family)) if family.classes else ("fan", draw_fan(learner, family))
+        )
+        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+        files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
+        for file in files:
+            figure.savefig(file)
+        plt.close(figure)
+    return files
+
+
+def draw_fan(learner: Learner, family: TaskFamily) -> Figure:
+    """Regression tasks whose support lies in the left half: does the learner know what it does not know?"""
+    curves = family.draw_curves(np.random.default_rng(EVALUATION_SEED), PICTURE_TASKS)
+    figure, axes = plt.subplots(1, PICTURE_TASKS, figsize=(11, 3.6), sharey=True, layout="constrained")
+    for task, ax in enumerate(axes):
+        draw_curve(ax, learner, tree_map(lambda value, task=task: value[task].to(learner.device), curves))
+        ax.set_xlabel("x")
+    axes[0].set_ylabel("y")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=len(labels))
+    return figure
+
+
+def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
+    """One task: the truth, the support, predictions before and after adaptation, and the band around the last."""
+    theta, hyper = learner.meta_parameters()
+    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+    support, (x, truth) = episode
+    steps = learner.evaluation_steps
+    path = algorithm.adapt(theta, support, steps)
+    posterior = algorithm.curvature and algorithm.curvature.posterior(path[-1], support.x, likelihood, hyper)
+    kind = "map" if posterior is None else "linearized"
+    prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior)
+    mean, sd = prediction.outputs[0, :, 0], (prediction.variance[:, 0] + likelihood.variance).sqrt()
+    grid = _numpy(x[:, 0])
+    label = "95 % band" + (" (noise only)" if posterior is None else "")
+    ax.fill_between(grid, *(_numpy(mean + k * sd) for k in (-1.96, 1.96)), color="C0", alpha=0.18, lw=0, label=label)
+    ax.plot(grid, _numpy(truth[:, 0]), color="black", lw=1.2, label="true curve")
+    for k, style in {0: ":", 1: "--", steps: "-"}.items():
+        name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
+        color = "C0" if k else "gray"
+        ax.plot(grid, _numpy(algorithm.predict(path[k], x)[:, 0]), style, color=color, lw=1.4, label=name)
+    ax.plot(_numpy(support.x[:, 0]), _numpy(support.y[:, 0]), "o", color="C3", ms=5, label="support points", zorder=5)
+    ax.set_title(f"{len(support.x)} support points, test MSE {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
+
+
+def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
+    """A classification task: its support images, and query images with the probabilities that each predictive gives."""
+    episode = tree_map(lambda value: value.to(learner.device), draw_tasks(family, "test", 0, 1))
+    noise = None if learner.algorithm.curvature is None else learner.noise(episode, seed=0)
+    episode, noise = tree_map(lambda value: value[0], (episode, noise))
+    theta, hyper = learner.meta_parameters()
+    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+    support, query = episode
+    theta_i = algorithm.adapt(theta, support, learner.evaluation_steps)[-1]
+    posterior = algorithm.curvature and algorithm.curvature.posterior(theta_i, support.x, likelihood, hyper)
+    probabilities = {
+        kind: predict(kind, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
+        .outputs.softmax(-1)
+        .mean(0)
+        for kind in learner.predictives
+    }
+    return _episode_figure(support.x, support.y, query.x, query.y, probabilities)
+
+
+def _episode_figure(
+    support: Tensor, labels: Tensor, query: Tensor, truth: Tensor, probabilities: dict[str, Tensor]
+) -> Figure:
+    ways = int(labels.max()) + 1
+    shown = [int((truth == c).nonzero()[i]) for i in range(2) for c in range(ways) if i < int((truth == c).sum())][:10]
+    columns = max(ways, 5)
+    rows = -(-len(shown) // columns)
+    figure = plt.figure(figsize=(1.9 * columns, 2.0 + 2.6 * rows), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=[1.5, 2.6 * rows])
+    top.suptitle("support: one image of each class of the task", x=0.01, ha="left", fontsize=9)
+    letters = [chr(ord("A") + c) if ways <= 26 else str(c) for c in range(ways)]
+    for c, ax in enumerate(np.atleast_1d(top.subplots(1, columns))):
+        ax.set_axis_off()
+        if c < ways:
+            _show_image(ax, support[labels == c][0])
+            ax.set_title(f"class {letters[c]}", fontsize=9)
+    bottom.suptitle(
+        "query: new images, and the probability of each class (true class in black)", x=0.01, ha="left", fontsize=9
+    )
+    grid = bottom.subplots(2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": [1.0, 0.9] * rows})
+    for ax in grid.flat:
+        ax.set_axis_off()
+    for i, q in enumerate(shown):
+        image, bars = grid[2 * (i // columns)][i % columns], grid[2 * (i // columns) + 1][i % columns]
+        _show_image(image, query[q])
+        right = int(next(reversed(probabilities.values()))[q].argmax()) == int(truth[q])
+        image.set_title(f"{letters[int(truth[q])]}: {'right' if right else 'WRONG'}", fontsize=9)
+        _draw_bars(bars, {kind: p[q] for kind, p in probabilities.items()}, int(truth[q]), letters)
+    if len(probabilities) > 1:
+        handles, names = grid[1][0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncol=len(names))
+    return figure
+
+
+def _draw_bars(ax: Axes, probabilities: dict[str, Tensor], truth: int, letters: list[str]) -> None:
+    ax.set_axis_on()
+    ways, kinds = len(letters), len(probabilities)
+    width = 0.8 / kinds
+    for j, (kind, p) in enumerate(probabilities.items()):
+        positions = np.arange(ways) + (j - (kinds - 1) / 2) * width
+        ax.bar(positions, _numpy(p), width, color=f"C{j}", alpha=0.9 if j == 0 else 0.6, label=kind)
+    ax.set_ylim(0, 1)
+    ax.set_yticks([0, 1])
+    ax.set_xticks(range(ways), letters, fontsize=7, color="gray")
+    tick = ax.get_xticklabels()[truth]
+    tick.set(color="black", fontweight="bold")
+
+
+def _show_image(ax: Axes, image: Tensor) -> None:
+    pixels = _numpy(image.movedim(0, -1))
+    ax.imshow(pixels if pixels.shape[-1] == 3 else 1 - pixels[..., 0], cmap="gray", vmin=0, vmax=1)
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().double().numpy()

@@ -1,0 +1,66 @@
+r"""Predictive distributions of an adapted task, from its posterior N(theta_i, H^-1) over parameters phi.
+
+    map         f(x; theta_i)                                         the network as adapted
+    sample      f(x; phi_s),  phi_s ~ N(theta_i, H^-1)                S networks; S = 1 is LLAMA's rule for production
+    linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, S draws of logits else
+
+Every kind gives the same thing, S draws of outputs with a variance around each, so that the likelihood averages them in
+the right space: probabilities for classes, a mixture of Gaussians for regression.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, zeros_like
+from torch.func import jvp, vmap
+
+from meta_exp.adaptation import Params
+from meta_exp.curvature import Noise, Posterior
+from meta_exp.likelihood import Gaussian, Likelihood
+
+KINDS = ("map", "sample", "linearized")
+Network = Callable[[Params, Tensor], Tensor]
+
+
+class Prediction(NamedTuple):
+    """Draws of the outputs [S, M, C] at M points, and the variance [M, C] around each draw, without noise."""
+
+    outputs: Tensor
+    variance: Tensor
+
+
+def predict(
+    kind: str,
+    network: Network,
+    theta_i: Params,
+    x: Tensor,
+    likelihood: Likelihood,
+    posterior: Posterior | None = None,
+    noise: Noise | None = None,
+) -> Prediction:
+    """Predict at x [M, *features] for one task.
+
+    Args:
+        kind: one of ``KINDS``; all but ``map`` need the posterior.
+        network: maps parameters and inputs to outputs [M, C].
+        theta_i: the adapted parameters.
+        x: the query inputs.
+        likelihood: decides whether the linearised predictive has a closed form.
+        posterior: around ``theta_i``.
+        noise: of S posterior draws, with a leading dimension S.
+    """
+    mean = network(theta_i, x)
+    if kind == "map" or posterior is None:
+        return Prediction(mean[None], zeros_like(mean))
+    if kind == "linearized" and isinstance(likelihood, Gaussian):
+        covariance = posterior.functional_variance(x)
+        return Prediction(mean[None], covariance.diagonal(dim1=-2, dim2=-1).to(mean.dtype))
+
+    def draw(noise: Noise) -> Tensor:
+        delta = posterior.sample(noise)
+        treated = {name: theta_i[name] for name in delta}
+        if kind == "sample":
+            return network(theta_i | {name: value + delta[name] for name, value in treated.items()}, x)
+        return mean + jvp(lambda params: network(theta_i | params, x), (treated,), (delta,))[1]
+
+    return Prediction(vmap(draw)(noise), zeros_like(mean))

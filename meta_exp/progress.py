@@ -1,0 +1,86 @@
+"""The training's progress for people: a bar in a terminal, and a line at each validation in the log."""
+
+import logging
+import time
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
+REFRESH_S = 0.2
+
+
+class TrainingProgress(Callback):
+    """Steps, tasks a second, time left, and the last validation; one line a validation where there is no terminal."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+        self.task: Any = None
+        self.tasks_seen = 0
+        self.started = self.refreshed = 0.0
+        self.training_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self.started = self.refreshed = time.perf_counter()
+        columns = (
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[speed]:,.0f} tasks/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[scores]}"),
+        )
+        self.bar = Progress(*columns, disable=trainer.global_rank != 0, auto_refresh=False, transient=True)
+        if not self.bar.console.is_terminal:
+            self.bar.disable = True
+        self.bar.start()
+        self.task = self.bar.add_task(
+            "meta-training", total=trainer.max_steps, completed=trainer.global_step, speed=0.0, scores=""
+        )
+
+    @property
+    def tasks_per_second(self) -> float:
+        """Training tasks a second since the start, validation included."""
+        return self.tasks_seen / max(time.perf_counter() - self.started, 1e-9)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and redraw the bar a few times a second."""
+        self.tasks_seen += len(batch.query.y) * trainer.world_size
+        now = time.perf_counter()
+        if now - self.refreshed >= REFRESH_S:
+            self.refreshed = now
+            self.bar.update(self.task, completed=trainer.global_step, speed=self.tasks_per_second, refresh=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the validation scores; they are logged too, so that a file or a pipe tells how far the run is."""
+        if trainer.sanity_checking or self.bar is None:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metric = pl_module.algorithm.likelihood.metric
+        scores = f"validation loss {metrics['validation/loss']:.4g}, {metric} {metrics[f'validation/map/{metric}']:.4g}"
+        self.bar.update(self.task, scores=scores)
+        done = max(trainer.global_step, 1)
+        left = (time.perf_counter() - self.started) / done * (trainer.max_steps - done)
+        log.info(
+            "step %d of %d: %s; %.0f tasks/s, %.0f s left",
+            trainer.global_step, trainer.max_steps, scores, self.tasks_per_second, left,
+        )  # fmt: skip
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the bar."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Close the bar, so that the error stands below it."""
+        self._close()
+
+    def _close(self) -> None:
+        self.training_s = time.perf_counter() - self.started
+        if self.bar is not None:
+            self.bar.stop()

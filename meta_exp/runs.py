@@ -1,0 +1,203 @@
+"""A run: from a composed config to a folder that holds everything about one training.
+
+config.yaml    the resolved config          best.ckpt, last.ckpt   by validation loss, and the last step
+train.log      what happened                plots/                 pictures of new tasks
+metrics.json   the result, written last and atomically: its presence means that the run is finished
+"""
+
+import json
+import logging
+import os
+import platform
+import re
+import subprocess
+import time
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import isfinite, sqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from meta_exp import plots
+from meta_exp.algorithms import LLAMA
+from meta_exp.checks import require
+from meta_exp.learner import Learner
+from meta_exp.likelihood import Categorical
+from meta_exp.progress import TrainingProgress
+from meta_exp.tasks.stream import TaskFamily, TaskStream
+
+log = logging.getLogger(__name__)
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO when imported
+# Lightning asks PyTorch in a way that PyTorch has deprecated
+warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+Metrics = dict[str, Any]
+
+
+@dataclass
+class Run:
+    """What a config describes, built: the task family with its stream, the learner and the trainer."""
+
+    family: TaskFamily
+    stream: TaskStream
+    learner: Learner
+    trainer: Trainer
+    best: ModelCheckpoint
+    progress: TrainingProgress
+
+
+def build(cfg: DictConfig) -> Run:
+    """Build everything that ``cfg`` names; raises ValueError where a setting is out of range."""
+    require(cfg.trainer.max_steps >= 1, "trainer.max_steps", "at least 1", cfg.trainer.max_steps)
+    require(cfg.optimizer.lr > 0, "optimizer.lr", "a learning rate > 0", cfg.optimizer.lr)
+    family = _make(cfg.dataset)()
+    stream = TaskStream(family, cfg.seed, cfg.validation_tasks, cfg.test_tasks)
+    learner = build_learner(cfg, family)
+    callbacks = {name: _make(part)() for name, part in cfg.callbacks.items()}
+    interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
+    loggers = [_make(part)() for part in cfg.logger.values()]
+    trainer = _make(cfg.trainer)(callbacks=list(callbacks.values()), logger=loggers, val_check_interval=interval)
+    return Run(family, stream, learner, trainer, callbacks["best"], callbacks["progress"])
+
+
+def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
+    """Build the model with its likelihood, curvature and algorithm."""
+    seed_everything(cfg.seed, verbose=False)
+    likelihood = _make(cfg.likelihood)()
+    expected, got = ("categorical", "gaussian") if family.classes else ("gaussian", "categorical")
+    fits = isinstance(likelihood, Categorical) == family.classes
+    require(fits, f"likelihood with {type(family).__name__}", expected, got)
+    model = _make(cfg.model)(input_shape=family.input_shape, outputs=family.outputs)
+    curvature = _make(cfg.curvature)(model=model, input_shape=family.input_shape) if cfg.curvature else None
+    algorithm = _make(cfg.algorithm)(model=model, likelihood=likelihood, curvature=curvature)
+    return Learner(
+        algorithm, _make(cfg.optimizer),
+        evaluation_steps=cfg.evaluation_steps, predictives=list(cfg.predictives), samples=cfg.samples,
+        chunk_size=cfg.chunk_size, compile=cfg.compile,
+    )  # fmt: skip
+
+
+def train(cfg: DictConfig) -> float:
+    """Train, evaluate and picture one run in ``cfg.run_dir``; return the best validation loss, for searches.
+
+    Raises:
+        ValueError: a setting is out of range; nothing was trained.
+        OSError: data is missing, or the run's folder cannot be written.
+        FloatingPointError: the objective became infinite or NaN; last.ckpt holds the weights of the step before.
+    """
+    folder = Path(cfg.run_dir)
+    cfg.run_name = run_name(folder)
+    run = build(cfg)
+    learner, trainer = run.learner, run.trainer
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    log.info("run folder: %s", folder)
+    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA):
+        log.info("algorithm=maml trains without a curvature; the one given is used in evaluation only")
+    started = time.perf_counter()
+    try:
+        trainer.fit(learner, run.stream)
+    except FloatingPointError:
+        trainer.save_checkpoint(folder / "last.ckpt")
+        raise
+    train_s = time.perf_counter() - started
+    trainer.save_checkpoint(folder / "last.ckpt")
+    best = torch.load(folder / "best.ckpt", weights_only=True)
+    learner.load_state_dict(best["state_dict"])
+    trainer.test(learner, run.stream, verbose=False)
+    pictures = plots.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
+    metrics = {
+        "algorithm": cfg.choices.algorithm,
+        "dataset": cfg.choices.dataset,
+        "curvature": cfg.choices.curvature,
+        "seed": cfg.seed,
+        "steps": trainer.global_step,
+        "best_step": best["global_step"],
+        "parameters": sum(p.numel() for p in learner.model.parameters()),
+        "validation/loss": float(run.best.best_model_score),
+        **summarize(learner.test_scores),
+        **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
+        "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
+        "time/train_s": train_s,
+        **provenance(),
+    }
+    write_json(folder / "metrics.json", metrics)
+    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
+    log.info("pictures: %s", ", ".join(str(file) for file in pictures if file.suffix == ".png"))
+    return metrics["validation/loss"]
+
+
+def run_name(folder: Path) -> str:
+    """Return a name that is the folder's path below outputs/, without separators; dashboards know the run by it."""
+    parts = folder.absolute().parts
+    below = parts[len(parts) - parts[::-1].index("outputs") :] if "outputs" in parts else parts[-1:]
+    return re.sub(r"[^\w.-]", "-", "_".join(below))
+
+
+def summarize(scores: dict[str, Tensor]) -> Metrics:
+    """Return mean and half width of the 95 % interval, 1.96 sd / sqrt(T), of each score [T] over test tasks."""
+    summary: Metrics = {"test/tasks": len(next(iter(scores.values())))}
+    for name, values in scores.items():
+        summary[f"test/{name}"] = float(values.double().mean())
+        summary[f"test/{name}_ci95"] = float(1.96 * values.double().std() / sqrt(len(values)))
+    return summary
+
+
+def provenance() -> Metrics:
+    """Return the versions that made a result, and the commit of the code where it is a git checkout."""
+    packages = ("meta-exp", "torch", "pytorch-lightning", "hydra-core", "numpy")
+    git = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return {
+        "version/python": platform.python_version(),
+        **{f"version/{package}": version(package) for package in packages},
+        "git_commit": git.stdout.strip() or None,
+    }
+
+
+def write_json(file: Path, metrics: Metrics) -> None:
+    """Write ``metrics`` so that the file is either whole or absent; values that are not finite become null."""
+    clean = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in metrics.items()}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n")
+    os.replace(part, file)
+
+
+def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
+    """Print the result of a run: each predictive's metric and NLL, and the metric by number of inner steps."""
+
+    def cell(name: str) -> str:
+        return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}"
+
+    title = (
+        f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} test tasks"
+    )
+    table = Table("predictive", metric, "NLL per point", title=title, title_justify="left")
+    for kind in predictives:
+        table.add_row(kind, cell(f"{kind}/{metric}"), cell(f"{kind}/nll"))
+    table.add_section()
+    for name in metrics:
+        prefix = f"test/map/{metric}_step_"
+        if name.startswith(prefix) and not name.endswith("_ci95"):
+            steps = name.removeprefix(prefix)
+            table.add_row(f"map after {steps} step{'s' * (steps != '1')}", cell(name.removeprefix("test/")), "")
+    Console().print(table)
+
+
+def _title(cfg: DictConfig, step: int) -> str:
+    curvature = f", curvature {cfg.choices.curvature}" if cfg.curvature else ""
+    return f"{cfg.choices.algorithm} on {cfg.choices.dataset}{curvature}, seed {cfg.seed}, step {step}"
+
+
+def _make(part: DictConfig) -> Any:
+    """Return the constructor that a config group names, with the group's values; it is called by the caller."""
+    return instantiate(part, _partial_=True, _convert_="all")

@@ -1,0 +1,116 @@
+"""Meta-batches as a pure function of a key: batch k of a split depends on (seed, split, k, rank) and nothing else.
+
+Whatever the device, the chunking or the moment at which a run was stopped and continued, batch k holds the same tasks.
+Validation and test tasks take a seed of their own, and each task a key of its own, so that every run, algorithm and
+meta-batch size is scored on the same ones.
+"""
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Protocol
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils._pytree import tree_map
+
+from meta_exp.checks import require
+from meta_exp.tasks.episode import Episode
+
+SPLITS = ("train", "validation", "test")
+EVALUATION_SEED = 0
+EVALUATION_BATCH = 10  # tasks at once in validation and test; bounds the memory of predictive draws
+
+
+class TaskFamily(Protocol):
+    """What a data set offers: its shapes, and episodes drawn with a given generator."""
+
+    shots: int
+    queries: int
+    meta_batch: int
+    input_shape: tuple[int, ...]
+    outputs: int
+    classes: bool
+
+    def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
+        """Draw a meta-batch of ``tasks`` episodes of a split."""
+
+    def to(self, device: torch.device) -> None:
+        """Move resident data to the device that trains."""
+
+
+def draw_batch(family: TaskFamily, seed: int, split: str, k: int, rank: int = 0) -> Episode:
+    """Draw meta-batch k of a split, with ``family.meta_batch`` tasks."""
+    return family.draw(split, _generator(seed, split, k, rank), family.meta_batch)
+
+
+def draw_tasks(family: TaskFamily, split: str, start: int, stop: int) -> Episode:
+    """Draw the evaluation tasks start .. stop-1 of a split, the same for every run."""
+    tasks = [family.draw(split, _generator(EVALUATION_SEED, split, k), 1) for k in range(start, stop)]
+    return tree_map(lambda *fields: torch.cat(fields), *tasks)
+
+
+class TaskStream(LightningDataModule):
+    """Training meta-batches from the trainer's step on, and fixed validation and test tasks."""
+
+    def __init__(self, family: TaskFamily, seed: int, validation_tasks: int, test_tasks: int) -> None:
+        require(seed >= 0, "seed", "an integer >= 0", seed)
+        require(validation_tasks >= 1, "validation_tasks", "at least 1", validation_tasks)
+        require(test_tasks >= 2, "test_tasks", "at least 2, for an interval", test_tasks)
+        super().__init__()
+        self.family = family
+        self.seed = seed
+        counts = {"validation": validation_tasks, "test": test_tasks}
+        self._batches = {split: EvaluationBatches(family, split, tasks) for split, tasks in counts.items()}
+
+    def setup(self, stage: str) -> None:
+        """Move the data to the training device."""
+        self.family.to(self.trainer.strategy.root_device)
+
+    def train_dataloader(self) -> "TrainingBatches":
+        """Return meta-batches without end, beginning where the trainer stands."""
+        return TrainingBatches(self)
+
+    def val_dataloader(self) -> "EvaluationBatches":
+        """Return the validation tasks in batches."""
+        return self._batches["validation"]
+
+    def test_dataloader(self) -> "EvaluationBatches":
+        """Return the test tasks in batches."""
+        return self._batches["test"]
+
+
+class EvaluationBatches:
+    """The fixed tasks of a split in batches, drawn once, when first asked for."""
+
+    def __init__(self, family: TaskFamily, split: str, tasks: int) -> None:
+        self.family, self.split, self.tasks = family, split, tasks
+        self._drawn: list[Episode] = []
+
+    def __len__(self) -> int:
+        return -(-self.tasks // EVALUATION_BATCH)
+
+    def __iter__(self) -> Iterator[Episode]:
+        if not self._drawn:
+            ranges = (
+                (start, min(start + EVALUATION_BATCH, self.tasks)) for start in range(0, self.tasks, EVALUATION_BATCH)
+            )
+            self._drawn = [draw_tasks(self.family, self.split, start, stop) for start, stop in ranges]
+        return iter(self._drawn)
+
+
+class TrainingBatches:
+    """An endless iterable over training meta-batches that starts at the trainer's current step."""
+
+    def __init__(self, stream: TaskStream) -> None:
+        self.stream = stream
+
+    def __iter__(self) -> Iterator[Episode]:
+        trainer = self.stream.trainer
+        first = trainer.global_step * trainer.accumulate_grad_batches
+        for k in count(first):
+            yield draw_batch(self.stream.family, self.stream.seed, "train", k, trainer.global_rank)
+
+
+def _generator(seed: int, split: str, k: int, rank: int = 0) -> np.random.Generator:
+    return np.random.default_rng((seed, SPLITS.index(split), k, rank))

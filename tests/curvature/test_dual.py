@@ -1,0 +1,108 @@
+"""The dual posterior against H^-1 of the dense matrix, in float64, and its behaviour in float32."""
+
+import pytest
+import torch
+from oracles import CASES, assert_equal, dense_jacobian, dense_precision, initial, mlp, vector
+from torch.func import grad, vmap
+
+from meta_exp.curvature import GGN, LastLayer, Noise
+from meta_exp.likelihood import Categorical, Gaussian
+
+TAU = 0.3
+SETTINGS = [(name, GGN) for name in CASES if "max_pool" not in name] + [
+    ("mlp-gaussian", LastLayer),
+    ("mlp-categorical", LastLayer),
+    ("conv4-batch-stride", LastLayer),
+]
+
+
+@pytest.fixture(params=SETTINGS, ids=lambda setting: f"{setting[0]}-{setting[1].__name__}")
+def case(request):
+    """A posterior, the parameters that it treats, H over them, the dense Jacobian at new inputs, and those inputs."""
+    name, structure = request.param
+    make, shape, _, likelihood = CASES[name]
+    torch.manual_seed(0)
+    model = make()
+    params, x, new = initial(model), torch.randn(4, *shape).double(), torch.randn(3, *shape).double()
+    posterior = structure(model, shape, TAU).posterior(params, x, likelihood, {})
+    treated = params if structure is GGN else dict(list(params.items())[-2:])
+    count = vector(treated).numel()
+    precision = dense_precision(likelihood, model, params, x, TAU)[-count:, -count:]
+    return posterior, treated, precision, dense_jacobian(model, params, new)[..., -count:], new
+
+
+def test_sample_covariance(case):
+    """A draw is A e, linear in the noise e, and A A^T = H^-1 exactly: A is built from unit vectors of noise."""
+    posterior, treated, precision, _, _ = case
+    sizes = [p.numel() for p in treated.values()]
+    rows = len(posterior.factor)
+    basis = torch.eye(sum(sizes) + rows).double()
+    *parts, data = basis.split([*sizes, rows], dim=1)
+    prior = {name: part.view(-1, *p.shape) for part, (name, p) in zip(parts, treated.items(), strict=True)}
+    draws = vmap(posterior.sample)(Noise(prior, data))
+    a = torch.cat([draws[name].flatten(1) for name in treated], 1)
+    assert_equal(a.T @ a, torch.linalg.inv(precision))
+
+
+def test_functional_variance(case):
+    """The linearised outputs' covariances at new inputs are J* H^-1 J*^T."""
+    posterior, _, precision, jacobian, new = case
+    expected = jacobian @ torch.linalg.inv(precision) @ jacobian.mT
+    assert_equal(posterior.functional_variance(new), expected)
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), Categorical()])
+@pytest.mark.parametrize("structure", [GGN, LastLayer])
+def test_noise(structure, likelihood):
+    """Noise has the shapes that ``sample`` takes, the asked leading shape, and repeats with its generator's seed."""
+    model = mlp(outputs=3)
+    curvature, params = structure(model, (2,)), initial(model)
+    first, second = (
+        curvature.noise(torch.Generator().manual_seed(7), (5,), params, 4, likelihood) for _ in range(2)
+    )
+    assert_equal(first, second, rtol=0, atol=0)
+    draws = vmap(curvature.posterior(params, torch.randn(4, 2).double(), likelihood, {}).sample)(first)
+    assert {name: tuple(d.shape) for name, d in draws.items()} == {name: (5, *params[name].shape) for name in draws}
+    assert set(draws) == set(params if structure is GGN else list(params)[-2:])
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(0.5), Categorical()])
+@pytest.mark.parametrize("tau", [1e-3, 1.0, 1e3, 1e6])
+def test_single_precision(tau, likelihood):
+    """In float32 log det and its gradient are close to those of float64 over nine decades of tau."""
+
+    def log_det(params, model, x):
+        return GGN(model, (2,), tau).posterior(params, x, likelihood, {}).log_det_ratio()
+
+    model = mlp(outputs=3, widths=(20, 20))
+    params, x = initial(model), torch.randn(5, 2).double()
+    expected, gradient = log_det(params, model, x), grad(log_det)(params, model, x)
+    params, x, model = {name: p.float() for name, p in params.items()}, x.float(), model.float()
+    assert_equal(log_det(params, model, x), expected, rtol=1e-5)
+    error = vector(grad(log_det)(params, model, x)) - vector(gradient)
+    assert error.norm() < 1e-5 * vector(gradient).norm()
+
+
+def test_no_underflow():
+    """With 90 000 parameters in float32, where det(H) itself is 0 or infinite, the gradient is finite and not zero."""
+    model = mlp(outputs=5, widths=(100, 100), inputs=784).float()
+    curvature, params, x = GGN(model, (784,), prior_precision=1e-3), initial(model), torch.randn(5, 784)
+    gradient = grad(lambda p: curvature.posterior(p, x, Categorical(), {}).log_det_ratio())(params)
+    assert vector(gradient).isfinite().all()
+    assert all(g.norm() > 0 for g in gradient.values())
+
+
+def test_hyperparameters():
+    """tau is fixed, or exp(log_prior_precision) where it is learned."""
+    model = mlp()
+    assert GGN(model, (2,), 0.1).hyperparameters() == {}
+    assert GGN(model, (2,), 0.1).tau({}) == 0.1
+    learned = GGN(model, (2,), 0.25, learned=True)
+    torch.testing.assert_close(learned.tau(learned.hyperparameters()), torch.tensor(0.25))
+
+
+@pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("structure", [GGN, LastLayer])
+def test_refuses_precisions_that_are_not_positive(structure, tau):
+    with pytest.raises(ValueError, match=r"curvature\.prior_precision"):
+        structure(mlp(), (2,), tau)

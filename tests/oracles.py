@@ -1,0 +1,214 @@
+"""Brute force to compare the package with: plain autograd loops, dense Jacobians, dense P x P matrices, all in float64.
+
+Nothing here uses vmap, the dual form, square roots of Lambda, or layer inputs. Parameters are dicts; a vector of all of
+them is joined in the dict's order.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call, grad, jacrev, vmap
+
+from meta_exp.algorithms import LLAMA
+from meta_exp.curvature import LastLayer
+from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.models import MLP, BatchNorm, Conv4
+from meta_exp.tasks.episode import Episode, Examples
+
+
+def assert_equal(actual, expected, rtol=1e-9, atol=1e-10):
+    """Assert that tensors, or dicts of tensors, agree almost to the last bit of float64."""
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+
+
+def mlp(outputs=1, widths=(5, 4), inputs=2, seed=0):
+    """A small float64 MLP."""
+    torch.manual_seed(seed)
+    return MLP((inputs,), outputs, widths).double()
+
+
+def conv4(norm="batch", downsample="stride", outputs=3, seed=0):
+    """A small float64 Conv4 whose biases, scales and shifts are not at their initial ones and zeros."""
+    torch.manual_seed(seed)
+    model = Conv4(image_shape(downsample), outputs, filters=8, downsample=downsample, norm=norm).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def image_shape(downsample):
+    """The smallest image of which the last norm still sees 2 x 2 positions."""
+    return (1, 17, 17) if downsample == "stride" else (1, 16, 16)
+
+
+def initial(model):
+    """A copy of the model's parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def vector(params):
+    """All parameters as one vector [P]."""
+    return torch.cat([p.reshape(-1) for p in params.values()])
+
+
+def unvector(v, like):
+    """Undo ``vector``."""
+    parts = v.split([p.numel() for p in like.values()])
+    return {name: part.view(p.shape) for part, (name, p) in zip(parts, like.items(), strict=True)}
+
+
+def examples(likelihood, shape, points, outputs, dtype=torch.double):
+    """Random inputs of ``shape`` [..., N, *features] with targets for the likelihood."""
+    x = torch.randn(*points, *shape, dtype=dtype)
+    if isinstance(likelihood, Categorical):
+        return Examples(x, torch.randint(outputs, points))
+    return Examples(x, torch.randn(*points, outputs, dtype=dtype))
+
+
+def episodes(likelihood, shape, outputs, tasks=2, support=4, query=3, seed=1, dtype=torch.double):
+    """A meta-batch of random tasks."""
+    torch.manual_seed(seed)
+    return Episode(*(examples(likelihood, shape, (tasks, n), outputs, dtype) for n in (support, query)))
+
+
+def task(batch, i=0):
+    """Task ``i`` of a meta-batch."""
+    return Episode(*(Examples(e.x[i], e.y[i]) for e in batch))
+
+
+def vmapped_gradient(algorithm, theta, batch, hyper=None):
+    """Mean of the tasks' objectives' gradients in theta, as the learner takes it."""
+
+    def objective(theta, episode):
+        return algorithm.objective(theta, hyper or {}, episode)[0]
+
+    return {name: g.mean(0) for name, g in vmap(grad(objective), (None, 0))(theta, batch).items()}
+
+
+# The loop: torch.autograd alone
+
+
+def loop_gradient(algorithm, theta, batch, model=None):
+    """Mean over tasks, one after another, of the gradient of ``loop_objective``."""
+    gradients = []
+    for i in range(len(batch.query.y)):
+        leaves = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
+        objective = loop_objective(algorithm, leaves, task(batch, i), model or algorithm.model)
+        found = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        gradients.append(dict(zip(leaves, found, strict=True)))
+    return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in theta}
+
+
+def loop_objective(algorithm, theta, episode, model):
+    """The meta-objective of one task, written out; ``theta`` requires gradients, ``model`` runs the forward passes."""
+    theta_i = loop_adapt(algorithm, theta, episode.support, model)
+    total = nll(algorithm.likelihood, functional_call(model, theta_i, (episode.query.x,)), episode.query.y)
+    if isinstance(algorithm, LLAMA):
+        tau = algorithm.curvature.prior_precision
+        names = list(theta)[-2:] if isinstance(algorithm.curvature, LastLayer) else list(theta)
+        x = getattr(episode, algorithm.data).x
+        total = total + algorithm.eta * loop_log_det(algorithm.likelihood, model, theta_i, x, tau, names)
+        if algorithm.prior_term:
+            total = total + tau / 2 * (vector(theta_i) - vector(theta)).square().sum()
+    return total / len(episode.query.y)
+
+
+def loop_adapt(algorithm, theta, support, model):
+    """theta_i by gradient steps whose graph is kept in second order."""
+    for _ in range(algorithm.inner_steps):
+        outputs = functional_call(model, theta, (support.x,))
+        if isinstance(algorithm.likelihood, Categorical):
+            loss = F.cross_entropy(outputs, support.y)
+        else:
+            loss = F.mse_loss(outputs, support.y)
+        gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=not algorithm.first_order)
+        theta = {name: p - algorithm.inner_lr * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
+    return theta
+
+
+def loop_log_det(likelihood, model, params, x, tau, names):
+    """log det(I + Lambda J J^T / tau) (Sylvester's identity), J row by row, for the parameters ``names``."""
+    outputs = functional_call(model, params, (x,))
+    wanted = [params[name] for name in names]
+    rows = [torch.autograd.grad(f, wanted, create_graph=True) for f in outputs.flatten()]
+    jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
+    weights = torch.block_diag(*output_hessian(likelihood, outputs))
+    return torch.linalg.slogdet(torch.eye(len(rows)).double() + weights @ jacobian @ jacobian.T / tau).logabsdet
+
+
+def nll(likelihood, outputs, y):
+    """-log p(y | f), summed over points."""
+    if isinstance(likelihood, Categorical):
+        return -outputs.log_softmax(-1)[torch.arange(len(y)), y].sum()
+    sigma = likelihood.sigma_noise
+    return (((outputs - y) / sigma) ** 2 / 2 + math.log(sigma * math.sqrt(2 * math.pi))).sum()
+
+
+def output_hessian(likelihood, outputs):
+    """Lambda [N, C, C], the Hessian of -log p(y | f) in f."""
+    if isinstance(likelihood, Categorical):
+        p = outputs.softmax(-1)
+        return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    return torch.eye(outputs.shape[1]).double().expand(len(outputs), -1, -1) / likelihood.sigma_noise**2
+
+
+# Dense matrices
+
+
+def dense_jacobian(model, params, x):
+    """The outputs' Jacobian [N, C, P] by reverse mode, whole batch at once (so batch statistics may couple it)."""
+    jacobian = jacrev(lambda v: functional_call(model, unvector(v, params), (x,)))
+    return jacobian(vector(params))
+
+
+def dense_precision(likelihood, model, params, x, tau):
+    """H = tau I + sum_n J_n^T Lambda_n J_n, [P, P]."""
+    jacobian = dense_jacobian(model, params, x)
+    weights = output_hessian(likelihood, functional_call(model, params, (x,)))
+    ggn = torch.einsum("ncp,ncd,ndq->pq", jacobian, weights, jacobian)
+    return ggn + tau * torch.eye(len(ggn)).double()
+
+
+def dense_log_det_ratio(precision, tau):
+    """log det H - P log tau by LU of the whole matrix."""
+    return torch.linalg.slogdet(precision).logabsdet - len(precision) * math.log(tau)
+
+
+class TorchBatchNorm(nn.Module):
+    """PyTorch's own batch norm on batch statistics, with the parameter names of ours."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.affine, self.eps = norm.affine, norm.eps
+
+    def forward(self, x):
+        return F.batch_norm(x, None, None, self.affine.weight, self.affine.bias, training=True, eps=self.eps)
+
+
+def with_torch_norms(model):
+    """A copy of a Conv4 with every BatchNorm replaced by PyTorch's."""
+    model = copy.deepcopy(model)
+    for block in model.blocks:
+        if isinstance(block[1], BatchNorm):
+            block[1] = TorchBatchNorm(block[1])
+    return model
+
+
+CASES = {
+    "mlp-gaussian": (lambda: mlp(outputs=2), (2,), 2, Gaussian(0.5)),
+    "mlp-categorical": (lambda: mlp(outputs=3), (2,), 3, Categorical()),
+} | {
+    f"conv4-{norm}-{downsample}": (
+        lambda norm=norm, downsample=downsample: conv4(norm, downsample),
+        image_shape(downsample),
+        3,
+        Categorical(),
+    )
+    for norm in ("batch", "group", "none")
+    for downsample in ("stride", "max_pool")
+}
+"""Name -> (make the model, input shape, outputs, likelihood)."""

@@ -1,0 +1,18 @@
+"""Train, evaluate and picture one run, or with -m a sweep: see --help."""
+
+import hydra
+from omegaconf import DictConfig
+
+from meta_exp import cli
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+def main(cfg: DictConfig) -> float:
+    """Run ``cfg`` in its folder; the imports stand here so that --help answers at once."""
+    from meta_exp import runs
+
+    return runs.train(cfg)
+
+
+if __name__ == "__main__":
+    cli.run(main)
