@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 
 
 def run(command: Callable[[], None]) -> None:
@@ -14,15 +15,26 @@ def run(command: Callable[[], None]) -> None:
     except Exception as error:
         if traceback_wanted or not _expected(error):
             raise
-        sys.exit(f"error: {_message(error)}")
+        sys.exit(f"error: {_one_line(error)}")
 
 
-def _expected(error: BaseException) -> bool:
+def _expected(error: Exception) -> bool:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     return isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError | FloatingPointError)
 
 
-def _message(error: BaseException) -> str:
-    return str(error)
+def _one_line(error: Exception) -> str:
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    text = str(error).split("Config search path")[0]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
+        near = get_close_matches(str(cause.key), [str(key) for key in cause.parent_node], 1)
+        text = text.split("To append")[0] + f"No such key {cause.full_key}"
+        text += "".join(f"; did you mean {name}?" for name in near)
+    return " ".join(text.split())

@@ -29,7 +29,7 @@ def evaluate(
 
     Returns:
         Scalars: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
-        and for each predictive ``<predictive>/<metric>`` and ``<predictive>/nll``; ``log_det`` where there is curvature.
+        for each predictive ``<predictive>/<metric>`` and ``<predictive>/nll``; ``log_det`` where there is curvature.
     """
     likelihood = algorithm.likelihood.at(hyper)
     support, query = episode
@@ -38,9 +38,8 @@ def evaluate(
     scores = {"loss": likelihood.loss(outputs[-1], query.y)}
     for k, output in enumerate(outputs):
         scores[f"map/{likelihood.metric}_step_{k}"] = likelihood.score(output[None], query.y).mean()
-    posterior = None
-    if algorithm.curvature is not None:
-        posterior = algorithm.curvature.posterior(path[-1], support.x, likelihood, hyper)
+    posterior = algorithm.posterior(path[-1], support.x, hyper)
+    if posterior is not None:
         scores["log_det"] = posterior.log_det_ratio().to(scores["loss"].dtype)
     for kind in predictives:
         prediction = predict(kind, algorithm.predict, path[-1], query.x, likelihood, posterior, noise)

@@ -105,7 +105,7 @@ class Learner(LightningModule):
         objective, gradient, hyper_gradient, logs = self.meta_gradient(batch)
         gradients = [*gradient.values(), *hyper_gradient.values()]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
-        logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0
+        logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         # a look at the value waits for a GPU, so it is taken every step on the CPU only
         if logging_step or self.device.type == "cpu":
             self._stop_if_not_finite(objective, norm, batch)
@@ -126,8 +126,10 @@ class Learner(LightningModule):
         in_dims = (None, None, 0, None if noise is None else 0)
         return vmap(score, in_dims, chunk_size=self.chunk_size)(theta, hyper, episodes, noise)
 
-    def noise(self, episodes: Episode, seed: int) -> Noise:
-        """Draw the noise of ``samples`` posterior draws for each of T tasks, [T, samples, ...]."""
+    def noise(self, episodes: Episode, seed: int) -> Noise | None:
+        """Draw the noise of ``samples`` posterior draws for each of T tasks, [T, samples, ...], or None."""
+        if self.algorithm.curvature is None:
+            return None
         tasks, points = episodes.support.y.shape[:2]
         theta, _ = self.meta_parameters()
         generator = torch.Generator(self.device).manual_seed(seed)
@@ -186,7 +188,7 @@ class Learner(LightningModule):
             return
         x, y = batch.support
         raise FloatingPointError(
-            f"step {self.global_step}: the objective is {objective.item():.4g} and its gradient norm {norm.item():.4g}; "
+            f"step {self.global_step}: the objective is {objective.item():.4g}, its gradient norm {norm.item():.4g}; "
             f"this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
             f"[{y.min():.4g}, {y.max():.4g}]. The weights of the step before are in last.ckpt. "
             "Try a smaller optimizer.lr or algorithm.inner_lr, trainer.gradient_clip_val=1, or a larger "

@@ -1,6 +1,7 @@
 """Pictures of what a learner does with a new task: curves with their predictive band, images with probabilities."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -11,14 +12,15 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
 from meta_exp.learner import Learner
+from meta_exp.likelihood import Gaussian
 from meta_exp.prediction import predict
 from meta_exp.tasks import Episode
-from meta_exp.tasks.stream import EVALUATION_SEED, TaskFamily, draw_tasks
+from meta_exp.tasks.stream import EVALUATION_SEED, CurveFamily, TaskFamily, draw_tasks
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -34,9 +36,10 @@ def draw(learner: Learner, family: TaskFamily, title: str, folder: Path) -> list
     """Draw the picture of the task family into ``folder`` as PNG and SVG, and return the files."""
     folder.mkdir(exist_ok=True)
     with plt.rc_context(STYLE), torch.no_grad():
-        name, figure = (
-            ("episode", draw_episode(learner, family)) if family.classes else ("fan", draw_fan(learner, family))
-        )
+        if isinstance(family, CurveFamily):
+            name, figure = "fan", draw_fan(learner, family)
+        else:
+            name, figure = "episode", draw_episode(learner, family)
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
         files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
         for file in files:
@@ -45,7 +48,7 @@ def draw(learner: Learner, family: TaskFamily, title: str, folder: Path) -> list
     return files
 
 
-def draw_fan(learner: Learner, family: TaskFamily) -> Figure:
+def draw_fan(learner: Learner, family: CurveFamily) -> Figure:
     """Regression tasks whose support lies in the left half: does the learner know what it does not know?"""
     curves = family.draw_curves(np.random.default_rng(EVALUATION_SEED), PICTURE_TASKS)
     figure, axes = plt.subplots(1, PICTURE_TASKS, figsize=(11, 3.6), sharey=True, layout="constrained")
@@ -62,16 +65,18 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
     """One task: the truth, the support, predictions before and after adaptation, and the band around the last."""
     theta, hyper = learner.meta_parameters()
     algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+    assert isinstance(likelihood, Gaussian)
     support, (x, truth) = episode
     steps = learner.evaluation_steps
     path = algorithm.adapt(theta, support, steps)
-    posterior = algorithm.curvature and algorithm.curvature.posterior(path[-1], support.x, likelihood, hyper)
+    posterior = algorithm.posterior(path[-1], support.x, hyper)
     kind = "map" if posterior is None else "linearized"
     prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior)
     mean, sd = prediction.outputs[0, :, 0], (prediction.variance[:, 0] + likelihood.variance).sqrt()
     grid = _numpy(x[:, 0])
     label = "95 % band" + (" (noise only)" if posterior is None else "")
-    ax.fill_between(grid, *(_numpy(mean + k * sd) for k in (-1.96, 1.96)), color="C0", alpha=0.18, lw=0, label=label)
+    low, high = _numpy(mean - 1.96 * sd), _numpy(mean + 1.96 * sd)
+    ax.fill_between(grid, low, high, color="C0", alpha=0.18, lw=0, label=label)
     ax.plot(grid, _numpy(truth[:, 0]), color="black", lw=1.2, label="true curve")
     for k, style in {0: ":", 1: "--", steps: "-"}.items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
@@ -84,13 +89,13 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
 def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
     """A classification task: its support images, and query images with the probabilities that each predictive gives."""
     episode = tree_map(lambda value: value.to(learner.device), draw_tasks(family, "test", 0, 1))
-    noise = None if learner.algorithm.curvature is None else learner.noise(episode, seed=0)
-    episode, noise = tree_map(lambda value: value[0], (episode, noise))
+    noise = learner.noise(episode, seed=0)
+    episode, noise = tree_map_only(Tensor, lambda value: value[0], (episode, noise))
     theta, hyper = learner.meta_parameters()
     algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
     support, query = episode
     theta_i = algorithm.adapt(theta, support, learner.evaluation_steps)[-1]
-    posterior = algorithm.curvature and algorithm.curvature.posterior(theta_i, support.x, likelihood, hyper)
+    posterior = algorithm.posterior(theta_i, support.x, hyper)
     probabilities = {
         kind: predict(kind, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
         .outputs.softmax(-1)
@@ -108,7 +113,7 @@ def _episode_figure(
     columns = max(ways, 5)
     rows = -(-len(shown) // columns)
     figure = plt.figure(figsize=(1.9 * columns, 2.0 + 2.6 * rows), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1.5, 2.6 * rows])
+    top, bottom = np.ravel(np.asarray(figure.subfigures(2, 1, height_ratios=[1.5, 2.6 * rows])))
     top.suptitle("support: one image of each class of the task", x=0.01, ha="left", fontsize=9)
     letters = [chr(ord("A") + c) if ways <= 26 else str(c) for c in range(ways)]
     for c, ax in enumerate(np.atleast_1d(top.subplots(1, columns))):

@@ -41,7 +41,7 @@ def predict(
     """Predict at x [M, *features] for one task.
 
     Args:
-        kind: one of ``KINDS``; all but ``map`` need the posterior.
+        kind: one of ``KINDS``; all but ``map`` need the posterior, and all but a closed form the noise.
         network: maps parameters and inputs to outputs [M, C].
         theta_i: the adapted parameters.
         x: the query inputs.
@@ -50,8 +50,9 @@ def predict(
         noise: of S posterior draws, with a leading dimension S.
     """
     mean = network(theta_i, x)
-    if kind == "map" or posterior is None:
+    if kind == "map":
         return Prediction(mean[None], zeros_like(mean))
+    assert posterior is not None
     if kind == "linearized" and isinstance(likelihood, Gaussian):
         covariance = posterior.functional_variance(x)
         return Prediction(mean[None], covariance.diagonal(dim1=-2, dim2=-1).to(mean.dtype))
@@ -63,4 +64,5 @@ def predict(
             return network(theta_i | {name: value + delta[name] for name, value in treated.items()}, x)
         return mean + jvp(lambda params: network(theta_i | params, x), (treated,), (delta,))[1]
 
+    assert noise is not None
     return Prediction(vmap(draw)(noise), zeros_like(mean))

@@ -7,6 +7,8 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from meta_exp.learner import Learner
+
 log = logging.getLogger(__name__)
 REFRESH_S = 0.2
 
@@ -15,15 +17,6 @@ class TrainingProgress(Callback):
     """Steps, tasks a second, time left, and the last validation; one line a validation where there is no terminal."""
 
     def __init__(self) -> None:
-        self.bar: Progress | None = None
-        self.task: Any = None
-        self.tasks_seen = 0
-        self.started = self.refreshed = 0.0
-        self.training_s = 0.0
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open the bar."""
-        self.started = self.refreshed = time.perf_counter()
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -34,13 +27,18 @@ class TrainingProgress(Callback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[scores]}"),
         )
-        self.bar = Progress(*columns, disable=trainer.global_rank != 0, auto_refresh=False, transient=True)
-        if not self.bar.console.is_terminal:
-            self.bar.disable = True
+        self.bar = Progress(*columns, auto_refresh=False, transient=True)
+        self.bar.disable = not self.bar.console.is_terminal
+        self.task = self.bar.add_task("meta-training", speed=0.0, scores="")
+        self.tasks_seen = 0
+        self.started = self.refreshed = self.training_s = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self.started = self.refreshed = time.perf_counter()
+        self.bar.disable |= trainer.global_rank != 0
+        self.bar.update(self.task, total=trainer.max_steps, completed=trainer.global_step)
         self.bar.start()
-        self.task = self.bar.add_task(
-            "meta-training", total=trainer.max_steps, completed=trainer.global_step, speed=0.0, scores=""
-        )
 
     @property
     def tasks_per_second(self) -> float:
@@ -59,18 +57,15 @@ class TrainingProgress(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the validation scores; they are logged too, so that a file or a pipe tells how far the run is."""
-        if trainer.sanity_checking or self.bar is None:
-            return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        assert isinstance(pl_module, Learner)
         metric = pl_module.algorithm.likelihood.metric
-        scores = f"validation loss {metrics['validation/loss']:.4g}, {metric} {metrics[f'validation/map/{metric}']:.4g}"
+        loss, score = (float(trainer.callback_metrics[f"validation/{name}"]) for name in ("loss", f"map/{metric}"))
+        scores = f"validation loss {loss:.4g}, {metric} {score:.4g}"
         self.bar.update(self.task, scores=scores)
-        done = max(trainer.global_step, 1)
+        done = trainer.global_step
         left = (time.perf_counter() - self.started) / done * (trainer.max_steps - done)
-        log.info(
-            "step %d of %d: %s; %.0f tasks/s, %.0f s left",
-            trainer.global_step, trainer.max_steps, scores, self.tasks_per_second, left,
-        )  # fmt: skip
+        line = "step %d of %d: %s; %.0f tasks/s, %.0f s left"
+        log.info(line, done, trainer.max_steps, scores, self.tasks_per_second, left)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -82,5 +77,4 @@ class TrainingProgress(Callback):
 
     def _close(self) -> None:
         self.training_s = time.perf_counter() - self.started
-        if self.bar is not None:
-            self.bar.stop()
+        self.bar.stop()

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -34,12 +34,15 @@ from meta_exp.checks import require
 from meta_exp.learner import Learner
 from meta_exp.likelihood import Categorical
 from meta_exp.progress import TrainingProgress
+from meta_exp.schema import constructor, from_keys
 from meta_exp.tasks.stream import TaskFamily, TaskStream
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO when imported
 # Lightning asks PyTorch in a way that PyTorch has deprecated
 warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+# a run's folder holds its log before its checkpoints
+warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
 Metrics = dict[str, Any]
 
 
@@ -57,33 +60,38 @@ class Run:
 
 def build(cfg: DictConfig) -> Run:
     """Build everything that ``cfg`` names; raises ValueError where a setting is out of range."""
-    require(cfg.trainer.max_steps >= 1, "trainer.max_steps", "at least 1", cfg.trainer.max_steps)
-    require(cfg.optimizer.lr > 0, "optimizer.lr", "a learning rate > 0", cfg.optimizer.lr)
-    family = _make(cfg.dataset)()
-    stream = TaskStream(family, cfg.seed, cfg.validation_tasks, cfg.test_tasks)
+    steps, lr = cfg.trainer.max_steps, cfg.optimizer.lr
+    require(isinstance(steps, int) and steps >= 1, "trainer.max_steps", "an integer, at least 1", steps)
+    require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
+    family = constructor(cfg.dataset, "dataset")()
+    stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks")(family)
     learner = build_learner(cfg, family)
-    callbacks = {name: _make(part)() for name, part in cfg.callbacks.items()}
+    callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
     interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
-    loggers = [_make(part)() for part in cfg.logger.values()]
-    trainer = _make(cfg.trainer)(callbacks=list(callbacks.values()), logger=loggers, val_check_interval=interval)
+    loggers = [constructor(part, f"logger.{name}")() for name, part in (cfg.logger or {}).items()]
+    try:
+        trainer = constructor(cfg.trainer, "trainer")(
+            callbacks=list(callbacks.values()), logger=loggers, val_check_interval=interval
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
     return Run(family, stream, learner, trainer, callbacks["best"], callbacks["progress"])
 
 
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     """Build the model with its likelihood, curvature and algorithm."""
     seed_everything(cfg.seed, verbose=False)
-    likelihood = _make(cfg.likelihood)()
+    likelihood = constructor(cfg.likelihood, "likelihood")()
     expected, got = ("categorical", "gaussian") if family.classes else ("gaussian", "categorical")
     fits = isinstance(likelihood, Categorical) == family.classes
     require(fits, f"likelihood with {type(family).__name__}", expected, got)
-    model = _make(cfg.model)(input_shape=family.input_shape, outputs=family.outputs)
-    curvature = _make(cfg.curvature)(model=model, input_shape=family.input_shape) if cfg.curvature else None
-    algorithm = _make(cfg.algorithm)(model=model, likelihood=likelihood, curvature=curvature)
-    return Learner(
-        algorithm, _make(cfg.optimizer),
-        evaluation_steps=cfg.evaluation_steps, predictives=list(cfg.predictives), samples=cfg.samples,
-        chunk_size=cfg.chunk_size, compile=cfg.compile,
-    )  # fmt: skip
+    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=family.outputs)
+    curvature = (
+        constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape) if cfg.curvature else None
+    )
+    algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
+    learner = from_keys(Learner, cfg, "evaluation_steps", "predictives", "samples", "chunk_size", "compile")
+    return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
 
 
 def train(cfg: DictConfig) -> float:
@@ -113,6 +121,8 @@ def train(cfg: DictConfig) -> float:
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
     trainer.test(learner, run.stream, verbose=False)
+    assert run.best.best_model_score is not None
+    validation_loss = float(run.best.best_model_score)
     pictures = plots.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
     metrics = {
         "algorithm": cfg.choices.algorithm,
@@ -122,7 +132,7 @@ def train(cfg: DictConfig) -> float:
         "steps": trainer.global_step,
         "best_step": best["global_step"],
         "parameters": sum(p.numel() for p in learner.model.parameters()),
-        "validation/loss": float(run.best.best_model_score),
+        "validation/loss": validation_loss,
         **summarize(learner.test_scores),
         **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
@@ -132,7 +142,7 @@ def train(cfg: DictConfig) -> float:
     write_json(folder / "metrics.json", metrics)
     print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
     log.info("pictures: %s", ", ".join(str(file) for file in pictures if file.suffix == ".png"))
-    return metrics["validation/loss"]
+    return validation_loss
 
 
 def run_name(folder: Path) -> str:
@@ -196,8 +206,3 @@ def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
 def _title(cfg: DictConfig, step: int) -> str:
     curvature = f", curvature {cfg.choices.curvature}" if cfg.curvature else ""
     return f"{cfg.choices.algorithm} on {cfg.choices.dataset}{curvature}, seed {cfg.seed}, step {step}"
-
-
-def _make(part: DictConfig) -> Any:
-    """Return the constructor that a config group names, with the group's values; it is called by the caller."""
-    return instantiate(part, _partial_=True, _convert_="all")

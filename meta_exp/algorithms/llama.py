@@ -4,9 +4,9 @@ r"""LLAMA (Grant, Finn, Levine, Darrell, Griffiths 2018): MAML with Laplace's ap
     H_i = tau I + curvature of -log p(data_i | phi) at phi = theta_i
     prior_i = tau / 2 ||theta_i - theta||^2                with ``prior_term``, else 0
 
-The log det is added: flat adapted points are preferred. Its gradient reaches theta through theta_i. It is taken relative
-to the prior's, P log tau, which is a constant, or with the prior term cancels its normalisation: then eta = 1/2 makes the
-objective the whole of Laplace's -log evidence. eta = 0 is MAML.
+The log det is added: flat adapted points are preferred. Its gradient reaches theta through theta_i. It is taken
+relative to the prior's, P log tau, which is a constant, or with the prior term cancels its normalisation: then
+eta = 1/2 makes the objective the whole of Laplace's -log evidence. eta = 0 is MAML.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from torch import Tensor
 from meta_exp.adaptation import Params
 from meta_exp.algorithms.maml import MAML, Logs
 from meta_exp.checks import require
+from meta_exp.curvature import Curvature
 from meta_exp.likelihood import Hyper
 from meta_exp.tasks.episode import Episode
 
@@ -25,6 +26,7 @@ from meta_exp.tasks.episode import Episode
 class LLAMA(MAML):
     """MAML plus ``eta`` times the log det of the curvature on the ``data`` of the task."""
 
+    curvature: Curvature
     eta: float
     data: Literal["support", "query"] = "support"
     prior_term: bool = False

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from meta_exp.adaptation import Params, adapt
 from meta_exp.checks import require
-from meta_exp.curvature import Curvature
+from meta_exp.curvature import Curvature, Posterior
 from meta_exp.likelihood import Hyper, Likelihood
 from meta_exp.tasks.episode import Episode, Examples
 
@@ -61,6 +61,12 @@ class MAML:
         theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
         nll = self.query_nll(theta_i, hyper, episode)
         return nll / len(episode.query.y), {}
+
+    def posterior(self, theta_i: Params, x: Tensor, hyper: Hyper) -> Posterior | None:
+        """Return the Laplace posterior around theta_i given inputs x, where there is a curvature."""
+        if self.curvature is None:
+            return None
+        return self.curvature.posterior(theta_i, x, self.likelihood.at(hyper), hyper)
 
     def query_nll(self, theta_i: Params, hyper: Hyper, episode: Episode) -> Tensor:
         """Return -log p(Q_i | theta_i), a sum over the query points."""

@@ -1,7 +1,7 @@
 r"""The Gaussian posterior N(theta_i, H^-1) with H = tau I + G^T G, in its dual form.
 
-The rows of G are S_n^T J_n, R of them, with S_n S_n^T = Lambda_n and J_n the Jacobian of the outputs at point n. With the
-small matrix M = I + G G^T / tau (R x R, float64, Cholesky):
+The rows of G are S_n^T J_n, R of them, with S_n S_n^T = Lambda_n and J_n the Jacobian of the outputs at point n. With
+the small matrix M = I + G G^T / tau (R x R, float64, Cholesky):
 
     log det ratio   log det H - P log tau = log det M
     sample          delta = w - G^T M^-1 (G w + xi) / tau,   w = eps / sqrt(tau),   eps, xi ~ N(0, I)
@@ -37,7 +37,7 @@ class DualPosterior:
 
     def __init__(self, rows: Rows, tau: Tensor, layers: dict[str, nn.Module], jacobian: Callable[[Tensor], Rows]):
         self.rows, self.tau, self.layers, self.jacobian = rows, tau.double(), layers, jacobian
-        gram = sum(block.gram(block) for block in rows.values())
+        gram = torch.stack([block.gram(block) for block in rows.values()]).sum(0)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # cholesky_ex: values that are not finite go through to the objective, whose guard names the remedy
         self.factor = torch.linalg.cholesky_ex(eye + gram / self.tau).L
@@ -62,8 +62,8 @@ class DualPosterior:
         """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
         jacobian = self.jacobian(x)
         outputs = len(next(iter(jacobian.values()))) // len(x)
-        own = sum(block.squares(outputs) for block in jacobian.values())
-        cross = sum(block.gram(self.rows[name]) for name, block in jacobian.items())
+        own = torch.stack([block.squares(outputs) for block in jacobian.values()]).sum(0)
+        cross = torch.stack([block.gram(self.rows[name]) for name, block in jacobian.items()]).sum(0)
         v = torch.linalg.solve_triangular(self.factor, cross.T, upper=False).T.unflatten(0, (-1, outputs))
         return (own - v @ v.mT / self.tau) / self.tau
 
@@ -108,7 +108,7 @@ class Dual(ABC):
     def noise(
         self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood
     ) -> Noise:
-        """Draw what ``sample`` needs, of leading ``shape``, for a task of ``points`` points with parameters as theta."""
+        """Draw what ``sample`` needs, of leading ``shape``, for a task of ``points`` support points."""
         names = [f"{layer}.{name}" for layer, m in self.taps.layers.items() for name, _ in m.named_parameters()]
         dtype = theta[names[0]].dtype
 

@@ -12,6 +12,7 @@ A layer's rows enter the Gram matrix G G^T; for outer products it is (a a^T) * (
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,8 @@ class Outer:
     def __len__(self) -> int:
         return len(self.g)
 
-    def gram(self, other: "Outer") -> Tensor:
-        """Inner products [R, R'] with the rows of another block of the same layer, in float64."""
+    def gram(self, other: Any) -> Tensor:
+        """Inner products [R, R'] with the rows of another block of the same layer and kind, in float64."""
         return (self.a.double() @ other.a.double().T) * (self.g.double() @ other.g.double().T)
 
     def apply(self, matrix: Tensor) -> Tensor:
@@ -60,8 +61,8 @@ class Dense:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def gram(self, other: "Dense") -> Tensor:
-        """Inner products [R, R'] with the rows of another block of the same layer, in float64."""
+    def gram(self, other: Any) -> Tensor:
+        """Inner products [R, R'] with the rows of another block of the same layer and kind, in float64."""
         return self.rows.flatten(1).double() @ other.rows.flatten(1).double().T
 
     def apply(self, matrix: Tensor) -> Tensor:
@@ -127,9 +128,10 @@ def to_matrix(layer: nn.Module, params: Params, name: str) -> Tensor:
 
 def to_params(layer: nn.Module, name: str, matrix: Tensor) -> Params:
     """Undo ``to_matrix``."""
+    shape = layer.get_parameter("weight").shape
     if layer.bias is None:
-        return {f"{name}.weight": matrix.view(layer.weight.shape)}
-    return {f"{name}.weight": matrix[:, :-1].reshape(layer.weight.shape), f"{name}.bias": matrix[:, -1]}
+        return {f"{name}.weight": matrix.view(shape)}
+    return {f"{name}.weight": matrix[:, :-1].reshape(shape), f"{name}.bias": matrix[:, -1]}
 
 
 def _block(layer: nn.Module, a: Tensor, g: Tensor, coupled: bool) -> Block:
@@ -146,7 +148,8 @@ def _block(layer: nn.Module, a: Tensor, g: Tensor, coupled: bool) -> Block:
         bias = torch.einsum(pattern, torch.ones_like(a), g)
         rows = torch.stack([weight, bias], -1)
     else:
-        patches = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        assert isinstance(layer, nn.Conv2d)
+        patches = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
         patches = with_bias(layer, patches)
         rows = torch.einsum("nis,rnos->roi" if coupled else "nis,knos->nkoi", patches, g.flatten(3))
     return Dense(rows if coupled else rows.flatten(0, 1))

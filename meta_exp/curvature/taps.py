@@ -1,7 +1,8 @@
 """Layer inputs and output gradients of a network, recorded without touching its code.
 
-A forward hook on a layer records the layer's input a and adds a zero z to its output; the gradient
-with respect to z is the output gradient g. For a linear layer the gradient of its weight is then the outer product g a^T.
+A forward hook on a layer records the layer's input a and adds a zero z to its output; the gradient with respect to z
+is the output gradient g. For a linear layer the gradient of its weight is then the outer product g a^T.
+
 Hooks are set once and sleep outside ``linearize``, so that torch.compile can trace through them; they work under
 functional_call, vjp and vmap, where full-backward hooks raise.
 """
@@ -80,7 +81,7 @@ class Taps:
                 self._zeros, self._inputs = None, {}
 
         zeros = {name: x.new_zeros(len(x), *shape) for name, shape in self._shapes.items()}
-        outputs, pullback, inputs = vjp(forward, zeros, has_aux=True)
+        outputs, pullback, inputs = vjp(forward, zeros, has_aux=True)  # type: ignore[misc]
         return outputs, inputs, pullback
 
     def _tap(self, name: str) -> Callable[..., Tensor | None]:

@@ -38,7 +38,7 @@ class Conv4(nn.Module):
         for _ in range(4):
             convolution = nn.Conv2d(channels, filters, 3, stride=2 if self.average else 1, padding=1)
             nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
+            nn.init.constant_(convolution.get_parameter("bias"), 0.0)
             pool = nn.Identity() if self.average else nn.MaxPool2d(2)
             blocks.append(nn.Sequential(convolution, NORMS[norm](filters), nn.ReLU(), pool))
             channels = filters

@@ -2,10 +2,10 @@ r"""Normalisation whose second and third derivatives are right.
 
     y = gamma (x - mean) / sqrt(var + eps) + beta
 
-PyTorch's fused batch, instance and layer norms give silently wrong second-order gradients under ``grad(vmap(...))`` and
-wrong Jacobian derivatives when gamma and beta are adapted. Here the same equation is composed of ``var_mean``, ``rsqrt``
-and an affine map, each of which differentiates correctly. Statistics are always those of the batch at hand: a network in
-evaluation with running statistics would be another network than the one that was adapted.
+PyTorch's fused batch, instance and layer norms give silently wrong second-order gradients under ``grad(vmap(...))``
+and wrong Jacobian derivatives when gamma and beta are adapted. Here the same equation is composed of ``var_mean``,
+``rsqrt`` and an affine map, each of which differentiates correctly. Statistics are always those of the batch at hand: a
+network in evaluation with running statistics would be another network than the one that was adapted.
 """
 
 import torch

@@ -1,9 +1,9 @@
 """Class-indexed image episodes: uint8 images [classes, images, H, W, C] for each split, and N-way K-shot sampling.
 
-An episode draws ``ways`` distinct classes in random order (label j is the j-th drawn) and, within each, distinct images:
-``shots`` for the support set, then ``queries`` for the query set. A split in ``rotated`` has four classes for each of its
-own: class index 4 c + r is class c turned counterclockwise by r quarter turns. Every index comes from the given generator
-on the CPU, so that an episode is the same on any device; the images stay, and are gathered, where they live.
+An episode draws ``ways`` distinct classes in random order (label j is the j-th drawn) and, within each, distinct
+images: ``shots`` for the support set, then ``queries`` for the query set. A split in ``rotated`` has four classes for
+each of its own: class index 4 c + r is class c turned counterclockwise by r quarter turns. Every index comes from the
+given generator on the CPU, so that an episode is the same on any device; the images are gathered where they live.
 
 Data sets of this kind are converted once: ``cached`` keeps the pixels in a file that a later run opens at once.
 """
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
-    """What a meta-batch shows: ``classes`` and quarter ``turns`` [tasks, ways], ``images`` [tasks, ways, shots + queries]."""
+    """What tasks show: ``classes`` and quarter ``turns`` [tasks, ways], ``images`` [tasks, ways, shots + queries]."""
 
     classes: Integers
     turns: Integers
@@ -76,12 +76,12 @@ class ImageTasks:
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw ``tasks`` episodes, on the device of the images, sorted by label.
 
-        x is float32 in [0, 1] of shape [tasks, ways * shots, C, H, W], y int64 of shape [tasks, ways * shots]; the query
-        set has ``queries`` in place of ``shots``. Raises ValueError for an unknown split.
+        x is float32 in [0, 1] of shape [tasks, ways * shots, C, H, W], y int64 of shape [tasks, ways * shots]; the
+        query set has ``queries`` in place of ``shots``. Raises ValueError for an unknown split.
         """
         choice = self.choose(split, rng, tasks)
-        pixels = self._gather(self.images[split], choice)
-        pixels = _turn(pixels, choice.turns.ravel()).unflatten(0, choice.classes.shape)
+        pixels = _turn(self._gather(self.images[split], choice), choice.turns.ravel())
+        pixels = pixels.reshape(tasks, self.ways, *pixels.shape[1:])
         return Episode(_examples(pixels[:, :, : self.shots]), _examples(pixels[:, :, self.shots :]))
 
     def to(self, device: torch.device | str) -> None:
@@ -95,7 +95,7 @@ class ImageTasks:
         flat = choice.classes[..., None] * images.shape[1] + choice.images
         rows = torch.from_numpy(flat.ravel()).to(images.device)
         picked = images.flatten(0, 1).index_select(0, rows)
-        return picked.unflatten(0, (-1, choice.images.shape[-1])).movedim(-1, -3)
+        return picked.reshape(-1, choice.images.shape[-1], *images.shape[2:]).movedim(-1, -3)
 
 
 def check_sizes(ways: int, shots: int, queries: int, meta_batch: int = 1) -> None:
@@ -108,8 +108,8 @@ def check_sizes(ways: int, shots: int, queries: int, meta_batch: int = 1) -> Non
 def distinct(rng: np.random.Generator, rows: int, n: int, k: int) -> Integers:
     """Draw [rows, k] integers below n, distinct within a row, in random order.
 
-    The j-th draw is one of the n - j integers not yet taken, counted from the smallest (a Lehmer code): the cost does not
-    depend on n.
+    The j-th draw is one of the n - j integers not yet taken, counted from the smallest (a Lehmer code): the cost does
+    not depend on n.
     """
     draws = rng.integers(n - np.arange(k), size=(rows, k))
     for j in reversed(range(k - 1)):
@@ -118,11 +118,11 @@ def distinct(rng: np.random.Generator, rows: int, n: int, k: int) -> Integers:
 
 
 def cached(name: str, shape: tuple[int, ...], build: Callable[[], Pixels]) -> Pixels:
-    """Return the uint8 array of ``shape`` kept as ``name`` in the cache folder, or else make it by ``build`` and keep it.
+    """Return the uint8 array of ``shape`` kept as ``name`` in the cache folder, or else ``build`` and keep it.
 
-    The folder is META_EXP_CACHE, or the user's cache folder. A name stands for one content, for ever: it holds a version
-    of the format and a fingerprint of the source. Of several processes one builds and the others wait. Where the folder
-    cannot be written, the array stays in memory.
+    The folder is META_EXP_CACHE, or the user's cache folder. A name stands for one content, for ever: it holds a
+    version of the format and a fingerprint of the source. Of several processes one builds and the others wait. Where
+    the folder cannot be written, the array stays in memory.
     """
     folder = Path(os.environ.get("META_EXP_CACHE") or user_cache_path("meta-exp"))
     file = folder / f"{name}.npy"

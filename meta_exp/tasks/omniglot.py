@@ -1,8 +1,9 @@
 """Omniglot (Lake, Salakhutdinov and Tenenbaum, 2015): 1623 characters of 50 alphabets, 20 drawings of each.
 
-The classes are those of learn2learn's FullOmniglot, the background set and then the evaluation set, each sorted by name.
-A drawing is resized to 28 x 28 (Lanczos) and inverted: strokes are 1, paper is 0. Source, under ``root/omniglot-py``: for
-each set a zip file, or the folder that it unpacks to. It is judged by its content, not by a checksum of the zip file.
+The classes are those of learn2learn's FullOmniglot: the background set, then the evaluation set, each sorted by name.
+A drawing is resized to 28 x 28 (Lanczos) and inverted: strokes are 1, paper is 0. The source, under
+``root/omniglot-py``, is a zip file for each set, or the folder that it unpacks to. It is judged by its content, not by
+a checksum of the zip file.
 """
 
 import hashlib
@@ -105,7 +106,7 @@ class Omniglot:
         return {split: [names[index] for index in classes] for split, classes in self.split_classes.items()}
 
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
-        """Draw ``tasks`` episodes of split train, validation or test: x [tasks, ways * shots, 1, 28, 28], y by class."""
+        """Draw ``tasks`` episodes of train, validation or test: x [tasks, points, 1, 28, 28] and y [tasks, points]."""
         return self.sampler.draw(split, rng, tasks)
 
     def to(self, device: torch.device | str) -> None:

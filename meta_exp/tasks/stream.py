@@ -7,7 +7,7 @@ meta-batch size is scored on the same ones.
 
 from collections.abc import Iterator
 from itertools import count
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,18 +25,35 @@ EVALUATION_BATCH = 10  # tasks at once in validation and test; bounds the memory
 class TaskFamily(Protocol):
     """What a data set offers: its shapes, and episodes drawn with a given generator."""
 
-    shots: int
-    queries: int
-    meta_batch: int
-    input_shape: tuple[int, ...]
-    outputs: int
-    classes: bool
+    @property
+    def meta_batch(self) -> int:
+        """Tasks in a training meta-batch."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    @property
+    def outputs(self) -> int:
+        """Outputs that the network needs: classes, or dimensions of y."""
+
+    @property
+    def classes(self) -> bool:
+        """Whether targets are classes."""
 
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw a meta-batch of ``tasks`` episodes of a split."""
 
     def to(self, device: torch.device) -> None:
         """Move resident data to the device that trains."""
+
+
+@runtime_checkable
+class CurveFamily(TaskFamily, Protocol):
+    """Functions of one variable, which can be drawn as curves."""
+
+    def draw_curves(self, rng: np.random.Generator, tasks: int) -> Episode:
+        """Draw tasks whose query set is the true curve on a grid."""
 
 
 def draw_batch(family: TaskFamily, seed: int, split: str, k: int, rank: int = 0) -> Episode:
@@ -65,6 +82,7 @@ class TaskStream(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Move the data to the training device."""
+        assert self.trainer is not None
         self.family.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> "TrainingBatches":
@@ -107,6 +125,7 @@ class TrainingBatches:
 
     def __iter__(self) -> Iterator[Episode]:
         trainer = self.stream.trainer
+        assert trainer is not None
         first = trainer.global_step * trainer.accumulate_grad_batches
         for k in count(first):
             yield draw_batch(self.stream.family, self.stream.seed, "train", k, trainer.global_rank)

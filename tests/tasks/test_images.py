@@ -1,0 +1,236 @@
+"""Class-indexed episodes: their invariants, the law of their draws, rotations, refusals, and the cache of pixels."""
+
+import logging
+import os
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from meta_exp.tasks.images import ImageTasks, cached, check_sizes, distinct
+
+CLASSES, IMAGES, SIDE = 6, 5, 3
+WAYS, SHOTS, QUERIES, TASKS = 4, 2, 3, 50
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+def store(classes: int = CLASSES, images: int = IMAGES) -> Tensor:
+    """Images whose corners tell the class, the image, and which way is up."""
+    pixels = torch.zeros(classes, images, SIDE, SIDE, 1, dtype=torch.uint8)
+    pixels[:, :, 0, 0, 0] = torch.arange(classes)[:, None]
+    pixels[:, :, 0, 2, 0] = torch.arange(images)
+    pixels[:, :, 2, 2, 0] = 255
+    return pixels
+
+
+def sampler(**sizes: int) -> ImageTasks:
+    sizes = {"ways": WAYS, "shots": SHOTS, "queries": QUERIES} | sizes
+    return ImageTasks({"train": store(), "test": store()}, rotated=("train",), **sizes)
+
+
+def upright(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Read class, image and quarter turns off images [..., 1, SIDE, SIDE]."""
+    turned_back = torch.stack([x.rot90(-turn, (-2, -1)) for turn in range(4)])
+    matches = turned_back[..., 0, 2, 2] == 1
+    assert (matches.sum(0) == 1).all()
+    turns = matches.int().argmax(0)
+    pixels = turned_back.gather(0, turns[None, ..., None, None, None].expand(1, *x.shape))[0].mul(255).round().long()
+    return pixels[..., 0, 0, 0], pixels[..., 0, 0, 2], turns
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_episodes_have_the_promised_shapes_labels_and_distinct_contents(split: str) -> None:
+    support, query = sampler().draw(split, np.random.default_rng(0), TASKS)
+    x, y = torch.cat([support.x, query.x], dim=1), torch.cat([support.y, query.y], dim=1)
+    assert support.x.shape == (TASKS, WAYS * SHOTS, 1, SIDE, SIDE)
+    assert support.x.dtype == torch.float32
+    assert query.x.shape == (TASKS, WAYS * QUERIES, 1, SIDE, SIDE)
+    assert query.y.dtype == torch.int64
+    assert support.y.tolist() == [[way for way in range(WAYS) for _ in range(SHOTS)]] * TASKS
+    assert query.y.tolist() == [[way for way in range(WAYS) for _ in range(QUERIES)]] * TASKS
+    classes, images, turns = upright(x)
+    for task in range(TASKS):
+        index = 4 * classes[task] + turns[task]
+        seen = [set(index[y[task] == way].tolist()) for way in range(WAYS)]
+        assert all(len(way) == 1 for way in seen), "a label names one class"
+        assert len(set.union(*seen)) == WAYS, "classes are distinct"
+        shown = set((IMAGES * y[task] + images[task]).tolist())
+        assert len(shown) == WAYS * (SHOTS + QUERIES), "no image is shown twice, in support or query"
+
+
+def test_rotations_are_counterclockwise_quarters_and_only_where_asked() -> None:
+    tasks = sampler()
+    for split, turns in (("train", {0, 1, 2, 3}), ("test", {0})):
+        choice = tasks.choose(split, np.random.default_rng(1), TASKS)
+        x = tasks.draw(split, np.random.default_rng(1), TASKS).support.x.unflatten(1, (WAYS, SHOTS))
+        classes, images, turned = upright(x)
+        assert set(turned.unique().tolist()) == turns
+        assert (classes.numpy() == choice.classes[..., None]).all()
+        assert (images.numpy() == choice.images[..., :SHOTS]).all()
+        assert (turned.numpy() == choice.turns[..., None]).all()
+
+
+def test_pixels_and_channels_are_kept() -> None:
+    images = torch.randint(256, (3, 2, 4, 4, 3), dtype=torch.uint8)
+    tasks = ImageTasks({"test": images}, ways=3, shots=1, queries=1)
+    choice = tasks.choose("test", np.random.default_rng(0), 2)
+    x = tasks.draw("test", np.random.default_rng(0), 2).query.x
+    expected = images[choice.classes, choice.images[..., 1]].permute(0, 1, 4, 2, 3) / 255
+    torch.testing.assert_close(x, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_batch_is_a_function_of_its_key_on_any_device(device: str) -> None:
+    tasks = sampler()
+    first, other = (tasks.draw("train", np.random.default_rng(key), TASKS) for key in (3, 4))
+    tasks.to(torch.device(device))
+    again = tasks.draw("train", np.random.default_rng(3), TASKS)
+    assert not torch.equal(first.query.x, other.query.x)
+    for one, same in zip((*first.support, *first.query), (*again.support, *again.query), strict=True):
+        assert same.device.type == device
+        assert torch.equal(one, same.cpu())
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 3), (4, 4), (3, 1)])
+def test_distinct_draws_each_ordered_choice_equally_often(n: int, k: int) -> None:
+    rows = 60_000
+    draws = distinct(np.random.default_rng(0), rows, n, k)
+    choices, counts = np.unique(draws, axis=0, return_counts=True)
+    number = np.prod(np.arange(n - k + 1, n + 1))
+    assert len(choices) == number
+    assert all(len(set(choice)) == k for choice in choices.tolist())
+    assert counts.std() < 1.5 * np.sqrt(rows / number), "no more spread than chance"
+
+
+def test_classes_images_and_labels_are_drawn_uniformly() -> None:
+    choice = sampler().choose("train", np.random.default_rng(0), 20_000)
+    index = 4 * choice.classes + choice.turns
+    labels_by_class = np.stack([np.bincount(index[:, way], minlength=4 * CLASSES) for way in range(WAYS)])
+    places = choice.images.reshape(-1, SHOTS + QUERIES).T
+    images_by_place = np.stack([np.bincount(place, minlength=IMAGES) for place in places])
+    for counts in (labels_by_class, images_by_place):
+        chi_squared = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+        assert chi_squared < counts.size + 5 * np.sqrt(2 * counts.size)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"ways": 1}, "dataset.ways: expected at least 2, got 1"),
+        ({"shots": 0}, "dataset.shots: expected at least 1, got 0"),
+        ({"queries": 0}, "dataset.queries: expected at least 1, got 0"),
+        ({"ways": 7}, "dataset.ways: expected at most 6, the classes of split test, got 7"),
+        ({"shots": 3}, "shots + dataset.queries: expected at most 5, the images of a class in split train, got 6"),
+    ],
+)
+def test_sizes_out_of_range_are_refused(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sampler(**sizes)
+
+
+def test_other_refusals() -> None:
+    with pytest.raises(ValueError, match=r"dataset.meta_batch: expected at least 1, got 0"):
+        check_sizes(ways=2, shots=1, queries=1, meta_batch=0)
+    with pytest.raises(ValueError, match="split: expected one of train, test, got valid"):
+        sampler().draw("valid", np.random.default_rng(0), 1)
+    with pytest.raises(ValueError, match="rotations: expected square images, got 2 x 3"):
+        ImageTasks({"train": torch.zeros(2, 2, 2, 3, 1, dtype=torch.uint8)}, 2, 1, 1, rotated=("train",))
+
+
+# The cache
+
+
+PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 6)
+
+
+def unexpected() -> np.ndarray:
+    raise AssertionError("built again")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("META_EXP_CACHE", str(tmp_path / "a" / "cache"))
+    return tmp_path / "a" / "cache"
+
+
+def test_cache_builds_once_and_then_opens(cache: Path) -> None:
+    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
+    np.testing.assert_array_equal(cached("name", PIXELS.shape, unexpected), PIXELS)
+    assert sorted(file.name for file in cache.iterdir()) == ["name.npy", "name.npy.lock"]
+
+
+def test_cache_of_another_name_is_not_used(cache: Path) -> None:
+    cached("old", PIXELS.shape, lambda: PIXELS)
+    np.testing.assert_array_equal(cached("new", PIXELS.shape, lambda: PIXELS + 1), PIXELS + 1)
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "header", "noise", "shape", "dtype", "archive"])
+def test_damaged_cache_is_rebuilt_with_one_line(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cached("name", PIXELS.shape, lambda: PIXELS)
+    file = cache / "name.npy"
+    content = file.read_bytes()
+    if damage in ("shape", "dtype"):
+        np.save(file, PIXELS[:3] if damage == "shape" else PIXELS.astype(np.int64))
+    elif damage == "archive":
+        np.savez(file.with_suffix(""), PIXELS)
+        file.with_suffix(".npz").replace(file)
+    else:
+        spoilt = {"empty": b"", "truncated": content[:-1], "header": content.replace(b"{", b"(("), "noise": b"\0" * 200}
+        file.write_bytes(spoilt[damage])
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
+    assert [record.getMessage() for record in caplog.records] == [f"Rebuilding the damaged data cache {file}"]
+    np.testing.assert_array_equal(cached("name", PIXELS.shape, unexpected), PIXELS)
+
+
+def test_cache_without_a_writable_folder_keeps_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("META_EXP_CACHE", str(tmp_path / "file" / "cache"))
+    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
+    [record] = caplog.records
+    assert record.getMessage().startswith("Cannot write the data cache, so the images stay in memory")
+
+
+def test_cache_survives_a_full_disk(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
+    [record] = caplog.records
+    assert "No space left on device" in record.getMessage()
+    assert [file.name for file in cache.iterdir()] == ["name.npy.lock"]
+
+
+def test_a_failed_build_leaves_nothing(cache: Path) -> None:
+    with pytest.raises(AssertionError, match="built again"):
+        cached("name", PIXELS.shape, unexpected)
+    assert [file.name for file in cache.iterdir()] == ["name.npy.lock"]
+    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
+
+
+def test_one_builds_and_the_others_wait(cache: Path) -> None:
+    started, release, builds = threading.Event(), threading.Event(), []
+
+    def build() -> np.ndarray:
+        builds.append(1)
+        started.set()
+        assert release.wait(10)
+        return PIXELS
+
+    workers = [threading.Thread(target=cached, args=("name", PIXELS.shape, build)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    assert started.wait(10)
+    release.set()
+    for worker in workers:
+        worker.join()
+    assert builds == [1]
