@@ -60,8 +60,10 @@ class Run:
 
 def build(cfg: DictConfig) -> Run:
     """Build everything that ``cfg`` names; raises ValueError where a setting is out of range."""
-    steps, lr = cfg.trainer.max_steps, cfg.optimizer.lr
-    require(isinstance(steps, int) and steps >= 1, "trainer.max_steps", "an integer, at least 1", steps)
+    for key in ("max_steps", "val_check_interval", "log_every_n_steps"):
+        value = cfg.trainer[key]
+        require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
+    lr = cfg.optimizer.lr
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
     family = constructor(cfg.dataset, "dataset")()
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks")(family)

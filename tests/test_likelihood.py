@@ -111,5 +111,5 @@ def test_hyperparameters():
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0])
 def test_refuses_noise_that_is_not_positive(sigma):
-    with pytest.raises(ValueError, match="likelihood.sigma_noise"):
+    with pytest.raises(ValueError, match=r"likelihood\.sigma_noise"):
         Gaussian(sigma)

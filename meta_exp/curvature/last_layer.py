@@ -27,6 +27,8 @@ class LastLayer(Dual):
         self.name, self.layer = list(layers_with_parameters(model).items())[-1]
         require(isinstance(self.layer, nn.Linear), "curvature=last_layer", "a Linear layer at the end", self.layer)
         super().__init__(Taps(model, input_shape, {self.name: self.layer}), prior_precision, learned)
+        expected = f"{self.name!r}, the layer defined last, to give the outputs themselves"
+        require(self.name in self.taps.final, "curvature=last_layer", expected, "something after it")
 
     def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
         """Return the rows of D_n^T J_n for the last layer."""

@@ -34,11 +34,19 @@ def _unfolds(layer: nn.Conv2d) -> bool:
     return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
+def _keep(results: Layers, name: str) -> Callable[..., None]:
+    def hook(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
+        results[name] = output
+
+    return hook
+
+
 class Taps:
     """Hooks on the named ``layers`` of ``model``.
 
     Raises:
-        ValueError: a layer is of a kind that is not treated, shares its parameters with another, or is called twice.
+        ValueError: a layer is of a kind that is not treated, shares its parameters with another, or is not called
+            exactly once.
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int], layers: dict[str, nn.Module]) -> None:
@@ -53,16 +61,20 @@ class Taps:
         require(max(uses.values()) == 1, "curvature", "layers with parameters of their own", "shared parameters")
         self._zeros: Layers | None = None
         self._inputs: Layers = {}
-        self._shapes: dict[str, torch.Size] = {}
-        handles = [module.register_forward_hook(self._measure(name)) for name, module in self.layers.items()]
+        results: Layers = {}
+        handles = [module.register_forward_hook(_keep(results, name)) for name, module in self.layers.items()]
         with torch.no_grad():
             parameter = next(model.parameters())
             example = torch.zeros(2, *input_shape, dtype=parameter.dtype, device=parameter.device)
-            self.outputs = model(example).shape[1]
+            outputs = model(example)
         for handle in handles:
             handle.remove()
         for name, module in self.layers.items():
+            require(name in results, f"curvature on layer {name!r}", "a layer that the forward pass calls", "none")
             module.register_forward_hook(self._tap(name))
+        self.outputs = outputs.shape[1]
+        self.final = [name for name, result in results.items() if result is outputs]
+        self._shapes = {name: result.shape[1:] for name, result in results.items()}
 
     def linearize(self, params: Params, x: Tensor) -> tuple[Tensor, Layers, Pullback]:
         """Run the network at x [N, *features].
@@ -91,11 +103,5 @@ class Taps:
             require(name not in self._inputs, f"curvature on layer {name!r}", "one call a forward pass", "several")
             self._inputs[name] = inputs[0]
             return output + self._zeros[name]
-
-        return hook
-
-    def _measure(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: tuple[Tensor], output: Tensor) -> None:
-            self._shapes[name] = output.shape[1:]
 
         return hook

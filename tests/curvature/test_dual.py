@@ -57,9 +57,7 @@ def test_noise(structure, likelihood):
     """Noise has the shapes that ``sample`` takes, the asked leading shape, and repeats with its generator's seed."""
     model = mlp(outputs=3)
     curvature, params = structure(model, (2,)), initial(model)
-    first, second = (
-        curvature.noise(torch.Generator().manual_seed(7), (5,), params, 4, likelihood) for _ in range(2)
-    )
+    first, second = (curvature.noise(torch.Generator().manual_seed(7), (5,), params, 4, likelihood) for _ in range(2))
     assert_equal(first, second, rtol=0, atol=0)
     draws = vmap(curvature.posterior(params, torch.randn(4, 2).double(), likelihood, {}).sample)(first)
     assert {name: tuple(d.shape) for name, d in draws.items()} == {name: (5, *params[name].shape) for name in draws}

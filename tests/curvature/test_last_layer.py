@@ -52,9 +52,28 @@ def test_one_parameter_by_hand(u):
     assert_equal(vector(grad(function)(params)), expected, rtol=1e-6)
 
 
+class DefinedBackwards(nn.Module):
+    """A network whose layer defined last is its first."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(9, 2)
+        self.first = nn.Linear(9, 9)
+
+    def forward(self, x):
+        return self.last(self.first(x.flatten(1)).relu())
+
+
 @pytest.mark.parametrize(
     "model", [nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten()), nn.Sequential(nn.Flatten(), nn.Linear(9, 2), nn.PReLU())]
 )
 def test_refuses_networks_that_end_otherwise(model):
     with pytest.raises(ValueError, match="curvature=last_layer: expected a Linear layer at the end"):
+        LastLayer(model, (1, 3, 3))
+
+
+@pytest.mark.parametrize("model", [DefinedBackwards(), nn.Sequential(nn.Flatten(), nn.Linear(9, 2), nn.Tanh())])
+def test_refuses_layers_that_are_not_the_output(model):
+    """Anything after the layer defined last would make its rows wrong without a sign."""
+    with pytest.raises(ValueError, match="the layer defined last, to give the outputs themselves"):
         LastLayer(model, (1, 3, 3))

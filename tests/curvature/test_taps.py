@@ -37,7 +37,7 @@ def test_linearize(model, shape):
 
 
 def test_sleep_between_calls():
-    """Hooks change nothing outside ``linearize``, also after a pass that failed, and two sets do not disturb each other."""
+    """Hooks change nothing outside ``linearize``, also after a pass that failed; two sets on one model do not meet."""
     model = mlp(3)
     params, x = initial(model), torch.randn(4, 2).double()
     expected = model(x)
@@ -77,3 +77,11 @@ def test_refuses_a_layer_that_is_called_twice():
     model = nn.Sequential(layer, nn.ReLU(), layer)
     with pytest.raises(ValueError, match="one call a forward pass"):
         taps_on(model, (2,)).linearize(initial(model), torch.randn(3, 2))
+
+
+def test_refuses_a_layer_that_is_never_called():
+    model = mlp(3)
+    model.register_module("spare", nn.Linear(2, 2))
+    model.forward = lambda x: nn.Sequential(*list(model.children())[:-1])(x)
+    with pytest.raises(ValueError, match="'spare': expected a layer that the forward pass calls"):
+        taps_on(model, (2,))

@@ -1,0 +1,43 @@
+"""Batches are a function of their key alone, and evaluation tasks are the same for everybody."""
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from meta_exp.tasks import Sinusoid
+from meta_exp.tasks.stream import EvaluationBatches, TaskStream, draw_batch, draw_tasks
+
+FAMILY = Sinusoid(meta_batch=4)
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(tree_leaves(a), tree_leaves(b), strict=True))
+
+
+def test_a_key_gives_the_same_batch_each_time():
+    assert same(draw_batch(FAMILY, 1, "train", 7), draw_batch(FAMILY, 1, "train", 7))
+
+
+def test_each_part_of_the_key_counts():
+    keys = [(0, "train", 0, 0), (1, "train", 0, 0), (0, "validation", 0, 0), (0, "train", 1, 0), (0, "train", 0, 1)]
+    batches = [draw_batch(FAMILY, *key) for key in keys]
+    assert not any(same(a, b) for i, a in enumerate(batches) for b in batches[:i])
+
+
+def test_evaluation_tasks_depend_on_neither_the_meta_batch_nor_the_batching():
+    whole = draw_tasks(FAMILY, "test", 0, 12)
+    assert same(whole, draw_tasks(Sinusoid(meta_batch=9), "test", 0, 12))
+    parts = draw_tasks(FAMILY, "test", 5, 7)
+    assert torch.equal(parts.query.y, whole.query.y[5:7])
+    batches = list(EvaluationBatches(FAMILY, "test", 25))
+    assert [len(batch.query.y) for batch in batches] == [10, 10, 5]
+    assert torch.equal(batches[1].support.x[:2], whole.support.x[10:])
+
+
+def test_training_begins_where_the_trainer_stands():
+    class Trainer:
+        global_step, accumulate_grad_batches, global_rank = 5, 2, 1
+
+    stream = TaskStream(FAMILY, seed=3, validation_tasks=10, test_tasks=10)
+    stream.trainer = Trainer()
+    first = next(iter(stream.train_dataloader()))
+    assert same(first, draw_batch(FAMILY, 3, "train", 10, rank=1))

@@ -1,0 +1,159 @@
+"""The commands as their user types them: real processes, their exit codes, their files and their words."""
+
+import json
+import os
+import subprocess
+import sys
+from math import isfinite
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+REPO = Path(__file__).parents[1]
+SMOKE = ["trainer=smoke", "test_tasks=20", "validation_tasks=10", "samples=3"]
+
+
+def train(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run train.py in ``folder``, with no account, no key and one thread."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
+    variables = {name: value for name, value in variables.items() if not name.startswith("WANDB")}
+    command = [sys.executable, str(REPO / "train.py"), *arguments]
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+
+
+def finished(folder: Path) -> dict:
+    """Check the files of a finished run and return its metrics."""
+    for name in ("config.yaml", "train.log", "best.ckpt", "last.ckpt", "metrics.json"):
+        assert (folder / name).stat().st_size > 0, name
+    for name in ("best.ckpt", "last.ckpt"):
+        checkpoint = torch.load(folder / name, weights_only=True)
+        assert all(isinstance(value, torch.Tensor) for value in checkpoint["state_dict"].values())
+    pictures = list((folder / "plots").iterdir())
+    assert {picture.suffix for picture in pictures} == {".png", ".svg"}
+    assert all(picture.stat().st_size > 5000 for picture in pictures)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    for name in ("train/tasks_per_second", "time/train_s", "validation/loss", "version/torch", "git_commit"):
+        assert name in metrics
+    assert all(isfinite(value) for value in metrics.values() if isinstance(value, float))
+    return metrics
+
+
+def test_default_run_is_llama_on_sinusoids_offline(tmp_path):
+    result = train(tmp_path, *SMOKE)
+    assert result.returncode == 0, result.stderr
+    (folder,) = (tmp_path / "outputs" / "sinusoid").iterdir()
+    metrics = finished(folder)
+    expected = {"algorithm": "llama", "dataset": "sinusoid", "seed": 0, "steps": 4, "test/tasks": 20}
+    assert expected.items() <= metrics.items()
+    for predictive in ("map", "linearized"):
+        for score in ("mse", "nll"):
+            assert {f"test/{predictive}/{score}", f"test/{predictive}/{score}_ci95"} <= set(metrics)
+    assert {f"test/map/mse_step_{k}" for k in range(11)} <= set(metrics)
+    assert metrics["test/map/mse_step_10"] == metrics["test/map/mse"]
+    assert "linearized" in result.stdout
+    assert "tasks/s" in result.stdout
+    assert "left" in result.stdout
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["algorithm"]["eta"] > 0
+    offline_runs = list((tmp_path / "outputs" / "wandb").glob("offline-run-*/*.wandb"))
+    assert [file.stat().st_size > 0 for file in offline_runs] == [True]
+    assert f"sinusoid_{folder.name}" in offline_runs[0].name
+
+
+def test_omniglot_run(tmp_path, omniglot_root):
+    arguments = ["dataset=omniglot", "algorithm=llama", "curvature=last_layer", "model.filters=8", "dataset.queries=2"]
+    result = train(tmp_path, *SMOKE, *arguments, "logger=csv", f"hydra.run.dir={tmp_path}/run")
+    assert result.returncode == 0, result.stderr
+    metrics = finished(tmp_path / "run")
+    assert {"algorithm": "llama", "dataset": "omniglot", "curvature": "last_layer"}.items() <= metrics.items()
+    for predictive in ("map", "linearized"):
+        assert 0 <= metrics[f"test/{predictive}/accuracy"] <= 1
+        assert metrics[f"test/{predictive}/nll"] > 0
+    assert {f"test/map/accuracy_step_{k}_ci95" for k in range(4)} <= set(metrics)
+    assert "log_det" in next((tmp_path / "run").glob("csv/**/metrics.csv")).read_text()
+
+
+def test_sweep_makes_a_folder_a_run(tmp_path):
+    result = train(tmp_path, "-m", "algorithm=maml,llama", *SMOKE, "logger=none")
+    assert result.returncode == 0, result.stderr
+    folders = sorted((tmp_path / "outputs" / "sinusoid_sweep").glob("*/"))
+    assert [finished(folder)["algorithm"] for folder in folders] == ["llama", "maml"]
+
+
+def test_same_command_same_numbers(tmp_path):
+    results = []
+    for name in ("a", "b"):
+        assert train(tmp_path, *SMOKE, "logger=none", f"hydra.run.dir={name}").returncode == 0
+        metrics = finished(tmp_path / name)
+        results.append({key: value for key, value in metrics.items() if "time" not in key and "second" not in key})
+    assert results[0] == results[1]
+
+
+REFUSED = {
+    "algorithm.iner_lr=1": "No such key algorithm.iner_lr; did you mean inner_lr?",
+    "sed=1": "No such key sed; did you mean seed?",
+    "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': llama maml",
+    "algorithm.inner_lr=0": "algorithm.inner_lr: expected a learning rate > 0, got 0",
+    "hydra.run.dir=file/below": "file",
+    "optimizer.lr=1e30": "Try a smaller optimizer.lr",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_one_line_and_exit_code_1(tmp_path, override):
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    result = train(tmp_path, override, "trainer=smoke", "logger=none")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert REFUSED[override] in result.stderr.splitlines()[-1]
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    if "1e30" in override:  # the last good weights are kept
+        (folder,) = (tmp_path / "outputs" / "sinusoid").iterdir()
+        state = torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
+        assert not (folder / "metrics.json").exists()
+        assert "FloatingPointError" in (folder / "train.log").read_text()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_gpu_asked_for_and_not_there(tmp_path):
+    result = train(tmp_path, "trainer.accelerator=gpu", "trainer=smoke", "logger=none")
+    assert result.returncode == 1
+    assert "trainer.accelerator=gpu: No supported gpu backend found!" in result.stderr.splitlines()[-1]
+
+
+DATA_REFUSED = {
+    "dataset.root=nowhere": r"nowhere/omniglot-py",
+    "dataset.ways=2000": "dataset.ways: expected at most",
+    "dataset.shots=10": "dataset.shots + dataset.queries: expected at most 20",
+}
+
+
+@pytest.mark.parametrize("override", DATA_REFUSED)
+def test_data_refused_before_training(tmp_path, omniglot_root, override):
+    result = train(tmp_path, "dataset=omniglot", "algorithm=maml", "trainer=smoke", "logger=none", override)
+    assert result.returncode == 1
+    assert DATA_REFUSED[override] in result.stderr.splitlines()[-1]
+    assert "validation loss" not in result.stdout
+
+
+def test_help_is_for_people_and_quick(tmp_path):
+    result = train(tmp_path, "--help")
+    assert result.returncode == 0
+    assert result.stdout.count("uv run train.py") >= 5
+    for words in ("algorithm: llama, maml", "dataset: omniglot, sinusoid", "curvature: ggn, last_layer, none"):
+        assert words in result.stdout
+
+
+def test_config_is_shown_without_running(tmp_path):
+    result = train(tmp_path, "--cfg", "job", "algorithm=maml")
+    assert yaml.safe_load(result.stdout)["algorithm"]["_target_"] == "meta_exp.algorithms.MAML"
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_tab_completion(tmp_path):
+    line = "train.py algorithm="
+    result = train(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert {"algorithm=maml", "algorithm=llama"} <= set(result.stdout.split())

@@ -1,0 +1,129 @@
+"""The meta-gradient by chunks, compiled and handed to the optimizer equals the plain one; bad numbers stop a run."""
+
+import numpy as np
+import pytest
+import torch
+
+from meta_exp import runs
+from meta_exp.tasks.stream import draw_batch
+
+TINY = ["trainer=smoke", "logger=none", "model.widths=[8,8]", "dataset.meta_batch=6"]
+
+
+def meta_gradient(run, **changes):
+    for name, value in changes.items():
+        setattr(run.learner, name, value)
+    episodes = draw_batch(run.family, 0, "train", 0)
+    objective, gradient, hyper_gradient, logs = run.learner.meta_gradient(episodes)
+    return torch.cat([g.flatten() for g in (*gradient.values(), *hyper_gradient.values())]), objective, logs
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 6, 100])
+def test_chunks_change_nothing_but_rounding(config, chunk_size):
+    run = runs.build(config(*TINY))
+    whole, objective, logs = meta_gradient(run, chunk_size=None)
+    chunked, chunked_objective, chunked_logs = meta_gradient(run, chunk_size=chunk_size)
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chunked_objective, objective)
+    torch.testing.assert_close(chunked_logs["log_det"], logs["log_det"])
+
+
+def test_gradient_is_that_of_the_mean_objective(config):
+    """Central differences of the reported objective along a random direction, in float64."""
+    run = runs.build(config(*TINY))
+    run.learner.double()
+    run.learner.algorithm.curvature.taps.model.double()
+    episodes = torch.utils._pytree.tree_map(torch.Tensor.double, draw_batch(run.family, 0, "train", 0))
+    _, gradient, hyper_gradient, _ = run.learner.meta_gradient(episodes)
+    parameters = [*run.learner.model.parameters(), *run.learner.hyper.values()]
+    gradients = [*gradient.values(), *hyper_gradient.values()]
+    direction = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).double() for i, p in enumerate(parameters)]
+
+    def objective(step):
+        with torch.no_grad():
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.add_(step * d)
+        return run.learner.meta_gradient(episodes)[0]
+
+    h = 1e-6
+    difference = (objective(h) - objective(-2 * h)) / (2 * h)
+    expected = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+    torch.testing.assert_close(difference, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_optimizer_receives_the_meta_gradient(config):
+    """One SGD step of Lightning's loop moves theta by -lr times the meta-gradient of batch 0."""
+    run = runs.build(config(*TINY, "optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0", "trainer.max_steps=1"))
+    before = torch.cat([p.detach().flatten().clone() for p in run.learner.parameters()])
+    gradient, _, _ = meta_gradient(run)
+    run.trainer.fit(run.learner, run.stream)
+    after = torch.cat([p.detach().flatten() for p in run.learner.parameters()])
+    torch.testing.assert_close(after, before - 0.1 * gradient)
+
+
+def test_clipping_sees_the_meta_gradient(config):
+    overrides = ["optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0", "trainer.max_steps=1"]
+    run = runs.build(config(*TINY, *overrides, "trainer.gradient_clip_val=0.01"))
+    before = torch.cat([p.detach().flatten().clone() for p in run.learner.parameters()])
+    run.trainer.fit(run.learner, run.stream)
+    moved = torch.cat([p.detach().flatten() for p in run.learner.parameters()]) - before
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_same_seed_same_weights(config):
+    def weights(seed):
+        run = runs.build(config(*TINY, f"seed={seed}"))
+        run.trainer.fit(run.learner, run.stream)
+        return torch.cat([p.detach().flatten() for p in run.learner.parameters()])
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+
+
+def test_eta_zero_trains_as_maml_does(config):
+    def weights(*overrides):
+        run = runs.build(config(*TINY, *overrides))
+        run.trainer.fit(run.learner, run.stream)
+        return run.learner.state_dict()
+
+    maml, llama = weights("algorithm=maml"), weights("algorithm=llama", "algorithm.eta=0")
+    assert list(maml) == list(llama)
+    assert all(torch.equal(maml[name], llama[name]) for name in maml)
+
+
+def test_falls_back_where_the_compiler_is_missing(config, monkeypatch, caplog):
+    run = runs.build(config(*TINY, "compile=auto"))
+    expected, _, _ = meta_gradient(run)
+
+    def compile(function, dynamic):
+        def broken(*_):
+            raise RuntimeError("no C++ compiler")
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile)
+    monkeypatch.setattr("meta_exp.learner.COMPILE_FROM_STEPS", 1)
+    run.learner._trainer = run.trainer
+    run.learner.on_fit_start()
+    found, _, _ = meta_gradient(run)
+    assert torch.equal(found, expected)
+    assert "no C++ compiler" in caplog.text
+
+
+def test_a_number_that_is_not_finite_stops_the_run(config):
+    run = runs.build(config(*TINY, "optimizer=sgd", "optimizer.lr=1e20"))
+    with pytest.raises(FloatingPointError, match=r"step \d.*tasks has x in .* Try a smaller optimizer.lr"):
+        run.trainer.fit(run.learner, run.stream)
+
+
+def test_test_scores_do_not_depend_on_the_chunk(config):
+    def scores(chunk_size):
+        run = runs.build(config(*TINY, f"chunk_size={chunk_size}", "test_tasks=25", "predictives=[map,linearized,sample]"))
+        run.trainer.test(run.learner, run.stream, verbose=False)
+        return run.learner.test_scores
+
+    whole, chunked = scores("null"), scores(4)
+    assert set(whole) >= {"map/mse", "map/nll", "linearized/nll", "sample/nll", "map/mse_step_0", "map/mse_step_10"}
+    for name, values in whole.items():
+        assert values.shape == (25,)
+        np.testing.assert_allclose(chunked[name], values, rtol=1e-3, err_msg=name)
