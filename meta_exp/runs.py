@@ -39,10 +39,14 @@ from meta_exp.tasks.stream import TaskFamily, TaskStream
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO when imported
-# Lightning asks PyTorch in a way that PyTorch has deprecated
-warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-# a run's folder holds its log before its checkpoints
-warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a compiler for CUDA is not needed
+for message in (
+    ".*treespec, LeafSpec.*",  # Lightning, torch.func.jvp and torch.compile ask PyTorch in ways that it has deprecated
+    ".*torch.jit.script.*",
+    ".*_prims_common.check.*",
+    "Checkpoint directory .* exists and is not empty",  # a run's folder holds its log before its checkpoints
+):
+    warnings.filterwarnings("ignore", message=message)
 Metrics = dict[str, Any]
 
 

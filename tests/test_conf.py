@@ -11,9 +11,7 @@ from meta_exp.likelihood import Categorical, Gaussian
 from meta_exp.models import MLP, Conv4
 
 CONF = Path(__file__).parents[1] / "conf"
-OPTIONS = sorted(
-    f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra"
-)
+OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
 NEEDS = {  # an option that does not go with the default experiment, and what it goes with
     "curvature=none": ["algorithm=maml"],
     "model=conv4": ["dataset=omniglot"],
@@ -47,7 +45,13 @@ def test_dataset_brings_its_model_and_likelihood(config):
 
 
 def test_command_line_wins_over_what_a_group_brings(config):
-    overrides = ["dataset=omniglot", "model=mlp", "curvature=last_layer", "algorithm.inner_lr=0.1", "evaluation_steps=7"]
+    overrides = [
+        "dataset=omniglot",
+        "model=mlp",
+        "curvature=last_layer",
+        "algorithm.inner_lr=0.1",
+        "evaluation_steps=7",
+    ]
     learner = runs.build(config(*overrides)).learner
     assert type(learner.model) is MLP
     assert type(learner.algorithm.curvature) is LastLayer

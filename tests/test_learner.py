@@ -37,7 +37,9 @@ def test_gradient_is_that_of_the_mean_objective(config):
     _, gradient, hyper_gradient, _ = run.learner.meta_gradient(episodes)
     parameters = [*run.learner.model.parameters(), *run.learner.hyper.values()]
     gradients = [*gradient.values(), *hyper_gradient.values()]
-    direction = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).double() for i, p in enumerate(parameters)]
+    direction = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).double() for i, p in enumerate(parameters)
+    ]
 
     def objective(step):
         with torch.no_grad():
@@ -118,7 +120,9 @@ def test_a_number_that_is_not_finite_stops_the_run(config):
 
 def test_test_scores_do_not_depend_on_the_chunk(config):
     def scores(chunk_size):
-        run = runs.build(config(*TINY, f"chunk_size={chunk_size}", "test_tasks=25", "predictives=[map,linearized,sample]"))
+        run = runs.build(
+            config(*TINY, f"chunk_size={chunk_size}", "test_tasks=25", "predictives=[map,linearized,sample]")
+        )
         run.trainer.test(run.learner, run.stream, verbose=False)
         return run.learner.test_scores
 

@@ -4,6 +4,7 @@ r"""LLAMA (Grant, Finn, Levine, Darrell, Griffiths 2018): MAML with Laplace's ap
     H_i = tau I + curvature of -log p(data_i | phi) at phi = theta_i
     prior_i = tau / 2 ||theta_i - theta||^2                with ``prior_term``, else 0
 
+H_i and the prior are over the parameters that the curvature treats; any others are taken as known.
 The log det is added: flat adapted points are preferred. Its gradient reaches theta through theta_i. It is taken
 relative to the prior's, P log tau, which is a constant, or with the prior term cancels its normalisation: then
 eta = 1/2 makes the objective the whole of Laplace's -log evidence. eta = 0 is MAML.
@@ -56,5 +57,6 @@ class LLAMA(MAML):
         total = nll + self.eta * log_det
         if self.prior_term:
             tau = self.curvature.tau(hyper).to(nll)
-            total = total + tau / 2 * sum(((theta_i[name] - theta[name]) ** 2).sum() for name in theta)
+            treated = self.curvature.parameter_names
+            total = total + tau / 2 * sum(((theta_i[name] - theta[name]) ** 2).sum() for name in treated)
         return total / len(episode.query.y), {"log_det": log_det}

@@ -1,8 +1,6 @@
 """Structures of the curvature H = tau I + (curvature of -log p(data | phi)): one file each, one posterior each."""
 
-from meta_exp.curvature.dual import Dual as Curvature
-from meta_exp.curvature.dual import DualPosterior as Posterior
-from meta_exp.curvature.dual import Noise
+from meta_exp.curvature.base import Curvature, Noise, Posterior
 from meta_exp.curvature.ggn import GGN
 from meta_exp.curvature.last_layer import LastLayer
 

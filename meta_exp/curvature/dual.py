@@ -11,7 +11,7 @@ M >= I whatever the rank of G, so that its Cholesky factor needs no jitter: G is
 The ratio is what is optimised and logged: P log tau alone reaches 1e5 and would ruin float32.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,14 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from meta_exp.adaptation import Params
-from meta_exp.checks import require
+from meta_exp.curvature.base import Curvature, draw_normal
 from meta_exp.curvature.rows import Directions, Rows, identity_directions, to_matrix, to_params
-from meta_exp.curvature.taps import Taps
 from meta_exp.likelihood import Hyper, Likelihood
 
 
-class Noise(NamedTuple):
-    """Standard normal draws: ``prior`` shaped as the parameters, ``data`` [R]; leading dimensions are for vmap."""
+class DualNoise(NamedTuple):
+    """Standard normal draws: ``prior`` shaped as the parameters, ``data`` [R]; vmap over leading dimensions."""
 
     prior: Params
     data: Tensor
@@ -46,7 +45,7 @@ class DualPosterior:
         """Log det H - P log tau >= 0, in float64."""
         return 2 * self.factor.diagonal().log().sum()
 
-    def sample(self, noise: Noise) -> Params:
+    def sample(self, noise: DualNoise) -> Params:
         """Return one draw of phi - theta_i, exact; vmap over ``noise`` for more."""
         w = {name: eps / self.tau.to(eps.dtype).sqrt() for name, eps in noise.prior.items()}
         matrices = {name: to_matrix(self.layers[name], w, name) for name in self.rows}
@@ -68,33 +67,12 @@ class DualPosterior:
         return (own - v @ v.mT / self.tau) / self.tau
 
 
-class Dual(ABC):
-    """What the structures in dual form share: the prior precision and the way from rows to a posterior.
-
-    Args:
-        taps: hooks on the layers that the structure treats.
-        prior_precision: tau > 0 of the prior N(theta, I / tau).
-        learned: learn log tau with theta, which takes LLAMA's prior term.
-    """
-
-    def __init__(self, taps: Taps, prior_precision: float, learned: bool) -> None:
-        require(prior_precision > 0, "curvature.prior_precision", "a precision > 0", prior_precision)
-        self.taps = taps
-        self.prior_precision = prior_precision
-        self.learned = learned
+class Dual(Curvature):
+    """A structure that is given by its rows."""
 
     @abstractmethod
     def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
         """Return the rows of D_n^T J_n at x for the layers treated, with D = ``directions(outputs)``."""
-
-    def hyperparameters(self) -> Hyper:
-        """Return what is learned beside theta, in log space."""
-        return {"log_prior_precision": torch.tensor(float(self.prior_precision)).log()} if self.learned else {}
-
-    def tau(self, hyper: Hyper) -> Tensor:
-        """Return the prior precision, learned or fixed."""
-        fixed = torch.tensor(self.prior_precision, dtype=torch.float64)
-        return hyper["log_prior_precision"].exp() if self.learned else fixed
 
     def posterior(self, params: Params, x: Tensor, likelihood: Likelihood, hyper: Hyper) -> DualPosterior:
         """Return the posterior of one task around ``params`` given inputs x [N, *features]."""
@@ -107,13 +85,8 @@ class Dual(ABC):
 
     def noise(
         self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood
-    ) -> Noise:
-        """Draw what ``sample`` needs, of leading ``shape``, for a task of ``points`` support points."""
-        names = [f"{layer}.{name}" for layer, m in self.taps.layers.items() for name, _ in m.named_parameters()]
-        dtype = theta[names[0]].dtype
-
-        def draw(*size: int) -> Tensor:
-            return torch.randn(*shape, *size, generator=generator, dtype=dtype, device=generator.device)
-
-        rank = likelihood.rank(self.taps.outputs)
-        return Noise({name: draw(*theta[name].shape) for name in names}, draw(points * rank))
+    ) -> DualNoise:
+        """Draw what ``sample`` needs: a number for each parameter treated, and one for each row."""
+        rows = points * likelihood.rank(self.taps.outputs)
+        prior = super().noise(generator, shape, theta, points, likelihood)
+        return DualNoise(prior, draw_normal(generator, (*shape, rows), theta))

@@ -5,7 +5,8 @@ import torch
 from oracles import CASES, assert_equal, dense_jacobian, dense_precision, initial, mlp, vector
 from torch.func import grad, vmap
 
-from meta_exp.curvature import GGN, LastLayer, Noise
+from meta_exp.curvature import GGN, LastLayer
+from meta_exp.curvature.dual import DualNoise
 from meta_exp.likelihood import Categorical, Gaussian
 
 TAU = 0.3
@@ -39,7 +40,7 @@ def test_sample_covariance(case):
     basis = torch.eye(sum(sizes) + rows).double()
     *parts, data = basis.split([*sizes, rows], dim=1)
     prior = {name: part.view(-1, *p.shape) for part, (name, p) in zip(parts, treated.items(), strict=True)}
-    draws = vmap(posterior.sample)(Noise(prior, data))
+    draws = vmap(posterior.sample)(DualNoise(prior, data))
     a = torch.cat([draws[name].flatten(1) for name in treated], 1)
     assert_equal(a.T @ a, torch.linalg.inv(precision))
 

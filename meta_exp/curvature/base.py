@@ -1,0 +1,76 @@
+r"""What every structure of the curvature shares: the prior N(theta, I / tau), and what a posterior offers.
+
+A structure approximates H = tau I + (curvature of -log p(data | phi) at theta_i), always of the SUM over points, and
+gives the posterior N(theta_i, H^-1) of one task. tau is fixed, or learned with theta in log space.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from meta_exp.adaptation import Params
+from meta_exp.checks import require
+from meta_exp.curvature.taps import Taps
+from meta_exp.likelihood import Hyper, Likelihood
+
+Noise = Any  # a pytree of standard normal draws; each structure has its own
+
+
+class Posterior(Protocol):
+    """N(theta_i, H^-1) of one task, over the parameters that the structure treats."""
+
+    def log_det_ratio(self) -> Tensor:
+        """Log det H - P log tau >= 0, in float64."""
+
+    def sample(self, noise: Noise) -> Params:
+        """Return one draw of phi - theta_i; vmap over ``noise`` for more."""
+
+    def functional_variance(self, x: Tensor) -> Tensor:
+        """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
+
+
+class Curvature(ABC):
+    """A structure of the curvature of one network.
+
+    Args:
+        taps: hooks on the layers that the structure treats.
+        prior_precision: tau > 0 of the prior N(theta, I / tau).
+        learned: learn log tau with theta, which takes LLAMA's prior term.
+    """
+
+    def __init__(self, taps: Taps, prior_precision: float, learned: bool) -> None:
+        require(prior_precision > 0, "curvature.prior_precision", "a precision > 0", prior_precision)
+        self.taps = taps
+        self.prior_precision = prior_precision
+        self.learned = learned
+        self.parameter_names = [f"{n}.{p}" for n, layer in taps.layers.items() for p, _ in layer.named_parameters()]
+
+    @abstractmethod
+    def posterior(self, params: Params, x: Tensor, likelihood: Likelihood, hyper: Hyper) -> Posterior:
+        """Return the posterior of one task around ``params`` given inputs x [N, *features]."""
+
+    def noise(
+        self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood
+    ) -> Noise:
+        """Draw what ``sample`` needs, of leading ``shape``, for a task of ``points`` support points.
+
+        Here: a standard normal number for each parameter treated.
+        """
+        return {name: draw_normal(generator, (*shape, *theta[name].shape), theta) for name in self.parameter_names}
+
+    def hyperparameters(self) -> Hyper:
+        """Return what is learned beside theta, in log space."""
+        return {"log_prior_precision": torch.tensor(float(self.prior_precision)).log()} if self.learned else {}
+
+    def tau(self, hyper: Hyper) -> Tensor:
+        """Return the prior precision, learned or fixed."""
+        fixed = torch.tensor(self.prior_precision, dtype=torch.float64)
+        return hyper["log_prior_precision"].exp() if self.learned else fixed
+
+
+def draw_normal(generator: torch.Generator, shape: tuple[int, ...], theta: Params) -> Tensor:
+    """Draw standard normal numbers on the generator's device, of the dtype of ``theta``."""
+    dtype = next(iter(theta.values())).dtype
+    return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
