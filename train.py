@@ -1,5 +1,7 @@
 """Train, evaluate and picture one run, or with -m a sweep: see --help."""
 
+import logging
+
 import hydra
 from omegaconf import DictConfig
 
@@ -11,7 +13,11 @@ def main(cfg: DictConfig) -> float:
     """Run ``cfg`` in its folder; the imports stand here so that --help answers at once."""
     from meta_exp import runs
 
-    return runs.train(cfg)
+    try:
+        return runs.train(cfg)
+    except Exception:
+        logging.getLogger("meta_exp.failure").exception("the run failed")
+        raise
 
 
 if __name__ == "__main__":

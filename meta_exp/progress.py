@@ -1,4 +1,4 @@
-"""The training's progress for people: a bar in a terminal, and a line at each validation in the log."""
+"""The training's progress for people: a bar in a terminal; in the log a line at each validation and each minute."""
 
 import logging
 import time
@@ -10,11 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from meta_exp.learner import Learner
 
 log = logging.getLogger(__name__)
-REFRESH_S = 0.2
+REFRESH_S = 0.2  # of the bar
+LINE_S = 60.0  # at most between two lines of the log
 
 
 class TrainingProgress(Callback):
-    """Steps, tasks a second, time left, and the last validation; one line a validation where there is no terminal."""
+    """Steps, tasks a second, time left, and the last validation scores."""
 
     def __init__(self) -> None:
         columns = (
@@ -31,11 +32,13 @@ class TrainingProgress(Callback):
         self.bar.disable = not self.bar.console.is_terminal
         self.task = self.bar.add_task("meta-training", speed=0.0, scores="")
         self.tasks_seen = 0
-        self.started = self.refreshed = self.training_s = 0.0
+        self.first_step = 0
+        self.started = self.refreshed = self.logged = self.training_s = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
-        self.started = self.refreshed = time.perf_counter()
+        self.started = self.refreshed = self.logged = time.perf_counter()
+        self.first_step = trainer.global_step
         self.bar.disable |= trainer.global_rank != 0
         self.bar.update(self.task, total=trainer.max_steps, completed=trainer.global_step)
         self.bar.start()
@@ -54,6 +57,8 @@ class TrainingProgress(Callback):
         if now - self.refreshed >= REFRESH_S:
             self.refreshed = now
             self.bar.update(self.task, completed=trainer.global_step, speed=self.tasks_per_second, refresh=True)
+        if now - self.logged >= LINE_S:
+            self._log(trainer, "training")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the validation scores; they are logged too, so that a file or a pipe tells how far the run is."""
@@ -62,10 +67,7 @@ class TrainingProgress(Callback):
         loss, score = (float(trainer.callback_metrics[f"validation/{name}"]) for name in ("loss", f"map/{metric}"))
         scores = f"validation loss {loss:.4g}, {metric} {score:.4g}"
         self.bar.update(self.task, scores=scores)
-        done = trainer.global_step
-        left = (time.perf_counter() - self.started) / done * (trainer.max_steps - done)
-        line = "step %d of %d: %s; %.0f tasks/s, %.0f s left"
-        log.info(line, done, trainer.max_steps, scores, self.tasks_per_second, left)
+        self._log(trainer, scores)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the bar."""
@@ -74,6 +76,14 @@ class TrainingProgress(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar, so that the error stands below it."""
         self._close()
+
+    def _log(self, trainer: Trainer, state: str) -> None:
+        self.logged = time.perf_counter()
+        done, tasks = trainer.global_step, self.tasks_seen
+        per_step = tasks / (done - self.first_step) if done > self.first_step else 0.0
+        left = (trainer.max_steps - done) * per_step / self.tasks_per_second if tasks else 0.0
+        line = "step %d of %d: %s; %.0f tasks/s, %.0f s left"
+        log.info(line, done, trainer.max_steps, state, self.tasks_per_second, left)
 
     def _close(self) -> None:
         self.training_s = time.perf_counter() - self.started
