@@ -1,0 +1,81 @@
+"""Scores of predictors whose scores are known, and the NLL that is of the mixture and not a mean of NLLs."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from oracles import assert_equal, episodes, initial, mlp, task
+
+from meta_exp.algorithms import MAML
+from meta_exp.curvature import GGN
+from meta_exp.evaluation import evaluate
+from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.prediction import predict
+from meta_exp.tasks.episode import Episode, Examples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(MAML):
+    """An algorithm whose network answers with its inputs, whatever its parameters."""
+
+    def predict(self, params, x):
+        return x + 0 * sum(p.sum() for p in params.values())
+
+
+def known(likelihood):
+    model = mlp()
+    return Known(model=model, likelihood=likelihood, inner_lr=0.1), initial(model)
+
+
+def score(algorithm, theta, query, support=None, **options):
+    episode = Episode(support or query, query)
+    return evaluate(algorithm, theta, {}, episode, None, steps=2, predictives=["map"], **options)
+
+
+def test_perfect_and_untrained_classifiers():
+    y = torch.tensor([0, 1, 2, 1])
+    algorithm, theta = known(Categorical())
+    perfect = score(algorithm, theta, Examples(200 * torch.eye(3).double()[y], y))
+    assert perfect["map/accuracy"] == 1
+    assert perfect["map/nll"] == 0
+    constant = score(algorithm, theta, Examples(torch.zeros(4, 3).double(), y))
+    assert_equal(constant["map/nll"], torch.tensor(math.log(3), dtype=torch.double))
+
+
+def test_perfect_and_constant_regression():
+    y = torch.tensor([[1.0], [-2.0]]).double()
+    algorithm, theta = known(Gaussian(0.5))
+    perfect = score(algorithm, theta, Examples(y, y))
+    assert perfect["map/mse"] == 0
+    assert_equal(perfect["map/nll"], torch.tensor(0.5 * math.log(2 * math.pi * 0.25), dtype=torch.double))
+    constant = score(algorithm, theta, Examples(0 * y, y))
+    assert constant["map/mse"] == constant["loss"] == 2.5
+
+
+def test_steps_are_scored_along_the_path():
+    model = mlp()
+    theta = initial(model)
+    algorithm = MAML(model=model, likelihood=Gaussian(), inner_lr=0.1)
+    episode = task(episodes(Gaussian(), (2,), 1))
+    scores = evaluate(algorithm, theta, {}, episode, None, steps=3, predictives=["map"])
+    for k, params in enumerate(algorithm.adapt(theta, episode.support, 3)):
+        expected = ((algorithm.predict(params, episode.query.x) - episode.query.y) ** 2).mean()
+        assert_equal(scores[f"map/mse_step_{k}"], expected)
+    assert "map/mse_step_4" not in scores
+
+
+def test_nll_is_of_the_mixture():
+    """By Jensen's inequality the mixture's NLL is below the mean of the draws' NLLs; and it is the log of the mean."""
+    model = mlp(outputs=3)
+    theta = initial(model)
+    curvature = GGN(model, (2,), prior_precision=0.5)
+    algorithm = MAML(model=model, likelihood=Categorical(), curvature=curvature, inner_lr=0.1)
+    episode = task(episodes(Categorical(), (2,), 3))
+    noise = curvature.noise(torch.Generator().manual_seed(0), (50,), theta, len(episode.support.y), Categorical())
+    scores = evaluate(algorithm, theta, {}, episode, noise, steps=1, predictives=["sample"])
+    theta_i = algorithm.adapt(theta, episode.support, 1)[-1]
+    posterior = algorithm.posterior(theta_i, episode.support.x, {})
+    drawn = predict("sample", algorithm.predict, theta_i, episode.query.x, Categorical(), posterior, noise).outputs
+    chosen = drawn.softmax(-1)[:, torch.arange(len(episode.query.y)), episode.query.y]
+    assert_equal(scores["sample/nll"], -chosen.mean(0).log().mean())
+    assert scores["sample/nll"] < -chosen.log().mean()

@@ -1,0 +1,50 @@
+"""What a run writes: intervals over tasks, whole files only, names that dashboards can use."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from meta_exp import runs
+
+
+def test_interval_is_196_standard_errors():
+    values = torch.arange(10.0)
+    summary = runs.summarize({"map/mse": values})
+    assert summary["test/tasks"] == 10
+    assert summary["test/map/mse"] == 4.5
+    assert summary["test/map/mse_ci95"] == pytest.approx(1.96 * np.std(np.arange(10), ddof=1) / math.sqrt(10))
+
+
+def test_json_is_strict_and_leaves_no_part(tmp_path):
+    file = tmp_path / "metrics.json"
+    runs.write_json(file, {"a": 1, "b": math.nan, "c": math.inf, "d": "é"})
+    assert json.loads(file.read_text()) == {"a": 1, "b": None, "c": None, "d": "é"}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("outputs/sinusoid/2026-01-01", "sinusoid_2026-01-01"),
+        ("outputs/sweep/algorithm-maml_seed-1", "sweep_algorithm-maml_seed-1"),
+        ("elsewhere/my run#1", "my-run-1"),
+    ],
+)
+def test_run_name_is_the_folder_below_outputs(tmp_path, folder, name):
+    assert runs.run_name(tmp_path / Path(folder)) == name
+
+
+def test_progress_tells_speed_and_time_left(config, caplog):
+    run = runs.build(config("trainer=smoke", "logger=none", "dataset.meta_batch=3"))
+    with caplog.at_level("INFO"):
+        run.trainer.fit(run.learner, run.stream)
+    lines = [record.getMessage() for record in caplog.records if "tasks/s" in record.getMessage()]
+    assert [line.split(":")[0] for line in lines] == ["step 2 of 4", "step 4 of 4"]
+    assert "validation loss" in lines[0]
+    assert "s left" in lines[0]
+    assert run.progress.tasks_seen == 12
+    assert run.progress.training_s > 0
