@@ -83,7 +83,7 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
         color = "C0" if k else "gray"
         ax.plot(grid, _numpy(algorithm.predict(path[k], x)[:, 0]), style, color=color, lw=1.4, label=name)
     ax.plot(_numpy(support.x[:, 0]), _numpy(support.y[:, 0]), "o", color="C3", ms=5, label="support points", zorder=5)
-    ax.set_title(f"{len(support.x)} support points, test MSE {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
+    ax.set_title(f"{len(support.x)} support points, MSE over the curve {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
 
 
 def draw_episode(learner: Learner, family: TaskFamily) -> Figure:

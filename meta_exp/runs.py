@@ -10,7 +10,9 @@ import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
+import sys
 import time
 import warnings
 from dataclasses import dataclass
@@ -111,9 +113,24 @@ def train(cfg: DictConfig) -> float:
     folder = Path(cfg.run_dir)
     cfg.run_name = run_name(folder)
     run = build(cfg)
-    learner, trainer = run.learner, run.trainer
+    (folder / "metrics.json").unlink(missing_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
     log.info("run folder: %s", folder)
+    finished = False
+    try:
+        for logger in run.trainer.loggers:
+            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+        loss = _train(cfg, run, folder)
+        finished = True
+        return loss
+    finally:
+        # the next job of a sweep would go on writing into a dashboard run that is still open
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish(exit_code=0 if finished else 1)
+
+
+def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
+    learner, trainer = run.learner, run.trainer
     if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA):
         log.info("algorithm=maml trains without a curvature; the one given is used in evaluation only")
     started = time.perf_counter()
@@ -170,13 +187,14 @@ def summarize(scores: dict[str, Tensor]) -> Metrics:
 def provenance() -> Metrics:
     """Return the versions that made a result, and the commit of the code where it is a git checkout."""
     packages = ("meta-exp", "torch", "pytorch-lightning", "hydra-core", "numpy")
-    git = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
+    commit = None
+    if git := shutil.which("git"):
+        command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     return {
         "version/python": platform.python_version(),
         **{f"version/{package}": version(package) for package in packages},
-        "git_commit": git.stdout.strip() or None,
+        "git_commit": commit,
     }
 
 

@@ -76,10 +76,11 @@ def test_omniglot_run(tmp_path, omniglot_root):
 
 
 def test_sweep_makes_a_folder_a_run(tmp_path):
-    result = train(tmp_path, "-m", "algorithm=maml,llama", *SMOKE, "logger=none")
+    result = train(tmp_path, "-m", "algorithm=maml,llama", *SMOKE)
     assert result.returncode == 0, result.stderr
     folders = sorted((tmp_path / "outputs" / "sinusoid_sweep").glob("*/"))
     assert [finished(folder)["algorithm"] for folder in folders] == ["llama", "maml"]
+    assert len(list((tmp_path / "outputs" / "wandb").glob("offline-run-*/*.wandb"))) == 2  # none holds another's data
 
 
 def test_same_command_same_numbers(tmp_path):

@@ -62,5 +62,5 @@ def test_refuses_on_images(config, override):
 
 
 def test_group_norm_names_the_filters(config):
-    with pytest.raises(ValueError, match="model.filters: expected a multiple of the 8 groups, got 12"):
+    with pytest.raises(ValueError, match=r"model.filters: expected a multiple of the 8 groups, got 12"):
         runs.build(config("dataset=omniglot", "algorithm=maml", "model.norm=group", "model.filters=12"))
