@@ -75,6 +75,8 @@ def build(cfg: DictConfig) -> Run:
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks")(family)
     learner = build_learner(cfg, family)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
+    if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
     interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
     loggers = [constructor(part, f"logger.{name}")() for name, part in (cfg.logger or {}).items()]
     try:
