@@ -190,7 +190,7 @@ class Learner(LightningModule):
         raise FloatingPointError(
             f"step {self.global_step}: the objective is {objective.item():.4g}, its gradient norm {norm.item():.4g}; "
             f"this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
-            f"[{y.min():.4g}, {y.max():.4g}]. The weights of the step before are in last.ckpt. "
+            f"[{y.min():.4g}, {y.max():.4g}]. The last good weights are in last.ckpt. "
             "Try a smaller optimizer.lr or algorithm.inner_lr, trainer.gradient_clip_val=1, or a larger "
             "curvature.prior_precision or likelihood.sigma_noise."
         )

@@ -110,7 +110,7 @@ def train(cfg: DictConfig) -> float:
     Raises:
         ValueError: a setting is out of range; nothing was trained.
         OSError: data is missing, or the run's folder cannot be written.
-        FloatingPointError: the objective became infinite or NaN; last.ckpt holds the weights of the step before.
+        FloatingPointError: the objective became infinite or NaN; last.ckpt holds the last good weights.
     """
     folder = Path(cfg.run_dir)
     cfg.run_name = run_name(folder)
@@ -139,7 +139,9 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
     try:
         trainer.fit(learner, run.stream)
     except FloatingPointError:
-        trainer.save_checkpoint(folder / "last.ckpt")
+        # a GPU is looked at every few steps only: where the weights are lost by then, the checkpoint before stays
+        if all(parameter.isfinite().all() for parameter in learner.parameters()):
+            trainer.save_checkpoint(folder / "last.ckpt")
         raise
     train_s = time.perf_counter() - started
     trainer.save_checkpoint(folder / "last.ckpt")

@@ -64,6 +64,13 @@ def test_command_line_wins_over_the_experiment(config):
     assert (cfg.trainer.max_steps, cfg.choices.algorithm, cfg.dataset.queries) == (7, "llama", 3)
 
 
+def test_a_smoke_run_of_an_experiment_is_a_smoke_run(config):
+    assert config("experiment=omniglot_5way_1shot").trainer.max_steps == 6000
+    assert config("experiment=omniglot_5way_1shot", "trainer=smoke").trainer.max_steps == 4
+    assert config("experiment=omniglot_5way_1shot", "trainer=smoke", "trainer.max_steps=9").trainer.max_steps == 9
+    assert config().trainer.max_steps == 15000
+
+
 def test_a_curvature_with_maml_is_for_evaluation(config):
     learner = runs.build(config("algorithm=maml", "curvature=ggn")).learner
     assert type(learner.algorithm.curvature) is GGN
