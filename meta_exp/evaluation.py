@@ -29,7 +29,8 @@ def evaluate(
 
     Returns:
         Scalars: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
-        for each predictive ``<predictive>/<metric>`` and ``<predictive>/nll``; ``log_det`` where there is curvature.
+        for each predictive ``<predictive>/<metric>`` and ``<predictive>/nll``; ``log_det`` and the
+        posterior's diagnostics where there is curvature.
     """
     likelihood = algorithm.likelihood.at(hyper)
     support, query = episode
@@ -38,9 +39,10 @@ def evaluate(
     scores = {"loss": likelihood.loss(outputs[-1], query.y)}
     for k, output in enumerate(outputs):
         scores[f"map/{likelihood.metric}_step_{k}"] = likelihood.score(output[None], query.y).mean()
-    posterior = algorithm.posterior(path[-1], support.x, hyper)
+    posterior = algorithm.posterior(path[-1], support, hyper)
     if posterior is not None:
         scores["log_det"] = posterior.log_det_ratio().to(scores["loss"].dtype)
+        scores |= posterior.diagnostics()
     for kind in predictives:
         prediction = predict(kind, algorithm.predict, path[-1], query.x, likelihood, posterior, noise)
         scores[f"{kind}/{likelihood.metric}"] = likelihood.score(prediction.outputs, query.y).mean()

@@ -69,7 +69,7 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
     support, (x, truth) = episode
     steps = learner.evaluation_steps
     path = algorithm.adapt(theta, support, steps)
-    posterior = algorithm.posterior(path[-1], support.x, hyper)
+    posterior = algorithm.posterior(path[-1], support, hyper)
     kind = "map" if posterior is None else "linearized"
     prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior)
     mean, sd = prediction.outputs[0, :, 0], (prediction.variance[:, 0] + likelihood.variance).sqrt()
@@ -95,7 +95,7 @@ def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
     algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
     support, query = episode
     theta_i = algorithm.adapt(theta, support, learner.evaluation_steps)[-1]
-    posterior = algorithm.posterior(theta_i, support.x, hyper)
+    posterior = algorithm.posterior(theta_i, support, hyper)
     probabilities = {
         kind: predict(kind, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
         .outputs.softmax(-1)

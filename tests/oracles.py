@@ -13,9 +13,9 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, vmap
 
 from meta_exp.algorithms import LLAMA
-from meta_exp.curvature import LastLayer
+from meta_exp.curvature import KFAC, Diagonal, LastLayer
 from meta_exp.likelihood import Categorical, Gaussian
-from meta_exp.models import MLP, BatchNorm, Conv4
+from meta_exp.models import MLP, Affine, BatchNorm, Conv4
 from meta_exp.tasks.episode import Episode, Examples
 
 
@@ -69,6 +69,11 @@ def examples(likelihood, shape, points, outputs, dtype=torch.double):
     return Examples(x, torch.randn(*points, outputs, dtype=dtype))
 
 
+def unlabelled(x):
+    """Examples for structures that need no targets, as the GGN's."""
+    return Examples(x, None)
+
+
 def episodes(likelihood, shape, outputs, tasks=2, support=4, query=3, seed=1, dtype=torch.double):
     """A meta-batch of random tasks."""
     torch.manual_seed(seed)
@@ -108,10 +113,9 @@ def loop_objective(algorithm, theta, episode, model):
     theta_i = loop_adapt(algorithm, theta, episode.support, model)
     total = nll(algorithm.likelihood, functional_call(model, theta_i, (episode.query.x,)), episode.query.y)
     if isinstance(algorithm, LLAMA):
-        tau = algorithm.curvature.prior_precision
-        names = list(theta)[-2:] if isinstance(algorithm.curvature, LastLayer) else list(theta)
-        x = getattr(episode, algorithm.data).x
-        total = total + algorithm.eta * loop_log_det(algorithm.likelihood, model, theta_i, x, tau, names)
+        tau, x = algorithm.curvature.prior_precision, getattr(episode, algorithm.data).x
+        log_det = loop_log_det(algorithm.curvature, algorithm.likelihood, model, theta_i, x, tau)
+        total = total + algorithm.eta * log_det
         if algorithm.prior_term:
             total = total + tau / 2 * (vector(theta_i) - vector(theta)).square().sum()
     return total / len(episode.query.y)
@@ -130,14 +134,69 @@ def loop_adapt(algorithm, theta, support, model):
     return theta
 
 
-def loop_log_det(likelihood, model, params, x, tau, names):
-    """log det(I + Lambda J J^T / tau) (Sylvester's identity), J row by row, for the parameters ``names``."""
+def loop_log_det(curvature, likelihood, model, params, x, tau):
+    """The log det ratio of a structure, with the Jacobian row by row."""
+    if isinstance(curvature, KFAC):
+        ratios = [
+            torch.eye(len(block)).double() + block / tau for _, block in kfac_blocks(likelihood, model, params, x)
+        ]
+        return sum(torch.linalg.slogdet(ratio).logabsdet for ratio in ratios)
+    names = list(params)[-2:] if isinstance(curvature, LastLayer) else list(params)
     outputs = functional_call(model, params, (x,))
     wanted = [params[name] for name in names]
     rows = [torch.autograd.grad(f, wanted, create_graph=True) for f in outputs.flatten()]
     jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
     weights = torch.block_diag(*output_hessian(likelihood, outputs))
+    if isinstance(curvature, Diagonal):
+        return ((jacobian * (weights @ jacobian)).sum(0) / tau).log1p().sum()
+    # Sylvester's identity
     return torch.linalg.slogdet(torch.eye(len(rows)).double() + weights @ jacobian @ jacobian.T / tau).logabsdet
+
+
+def kfac_blocks(likelihood, model, params, x):
+    """K-FAC's block of the curvature of each layer, with its entries' places in the vector of all parameters.
+
+    Output gradients of every output of every point, patches position by position, Lambda itself, torch.kron.
+    """
+    params = {name: p if p.requires_grad else p.clone().requires_grad_() for name, p in params.items()}
+    seen = {}
+    handles = [
+        module.register_forward_hook(lambda _m, i, o, name=name: seen.__setitem__(name, (i[0], o)))
+        for name, module in model.named_modules()
+        if list(module.parameters(recurse=False))
+    ]
+    outputs = functional_call(model, params, (x,))
+    for handle in handles:
+        handle.remove()
+    weights = torch.block_diag(*output_hessian(likelihood, outputs))
+    places = unvector(torch.arange(vector(params).numel()), params)
+
+    def gradients(of):
+        return torch.stack([torch.autograd.grad(f, of, create_graph=True)[0] for f in outputs.flatten()])
+
+    blocks = []
+    for name, (a, o) in seen.items():
+        module = model.get_submodule(name)
+        if isinstance(module, Affine):
+            for part in (f"{name}.weight", f"{name}.bias"):
+                g = gradients(params[part])
+                blocks.append((places[part], torch.diag((g * (weights @ g)).sum(0))))
+            continue
+        if isinstance(module, nn.Conv2d):
+            stride, kernel, padded = module.stride[0], module.kernel_size[0], F.pad(a, [module.padding[0]] * 4)
+            a = torch.cat(
+                [
+                    padded[:, :, stride * i : stride * i + kernel, stride * j : stride * j + kernel].flatten(1)
+                    for i in range(o.shape[2])
+                    for j in range(o.shape[3])
+                ]
+            )
+        a = torch.cat([a, torch.ones(len(a), 1).double()], 1)
+        g = gradients(o).flatten(3) if o.ndim == 4 else gradients(o)[..., None]
+        b = torch.einsum("rnos,rq,qnps->op", g, weights, g)
+        place = torch.cat([places[f"{name}.weight"].flatten(1), places[f"{name}.bias"][:, None]], 1)
+        blocks.append((place.flatten(), torch.kron(b.contiguous(), a.T @ a / len(a))))
+    return blocks
 
 
 def nll(likelihood, outputs, y):
@@ -159,6 +218,14 @@ def output_hessian(likelihood, outputs):
 # Dense matrices
 
 
+def dense_kfac(likelihood, model, params, x, tau):
+    """H = tau I + K-FAC's blocks, [P, P]."""
+    precision = tau * torch.eye(vector(params).numel()).double()
+    for place, block in kfac_blocks(likelihood, model, params, x):
+        precision[place[:, None], place] += block.detach()
+    return precision
+
+
 def dense_jacobian(model, params, x):
     """The outputs' Jacobian [N, C, P] by reverse mode, whole batch at once (so batch statistics may couple it)."""
     jacobian = jacrev(lambda v: functional_call(model, unvector(v, params), (x,)))
@@ -176,6 +243,16 @@ def dense_precision(likelihood, model, params, x, tau):
 def dense_log_det_ratio(precision, tau):
     """log det H - P log tau by LU of the whole matrix."""
     return torch.linalg.slogdet(precision).logabsdet - len(precision) * math.log(tau)
+
+
+def noise_covariance(posterior, params):
+    """A A^T where a draw is A e: A is built from unit vectors e of noise, one number for each of ``params``."""
+    eye = torch.eye(vector(params).numel()).double()
+    parts = eye.split([p.numel() for p in params.values()], dim=1)
+    noise = {name: part.view(-1, *p.shape) for part, (name, p) in zip(parts, params.items(), strict=True)}
+    draws = vmap(posterior.sample)(noise)
+    a = torch.cat([draws[name].flatten(1) for name in params], 1)
+    return a.T @ a
 
 
 class TorchBatchNorm(nn.Module):

@@ -144,7 +144,11 @@ def test_help_is_for_people_and_quick(tmp_path):
     result = train(tmp_path, "--help")
     assert result.returncode == 0
     assert result.stdout.count("uv run train.py") >= 5
-    for words in ("algorithm: llama, maml", "dataset: omniglot, sinusoid", "curvature: ggn, last_layer, none"):
+    for words in (
+        "algorithm: llama, maml",
+        "dataset: omniglot, sinusoid",
+        "curvature: diagonal, ggn, hessian, kfac, last_layer, none",
+    ):
         assert words in result.stdout
 
 

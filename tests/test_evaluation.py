@@ -74,7 +74,7 @@ def test_nll_is_of_the_mixture():
     noise = curvature.noise(torch.Generator().manual_seed(0), (50,), theta, len(episode.support.y), Categorical())
     scores = evaluate(algorithm, theta, {}, episode, noise, steps=1, predictives=["sample"])
     theta_i = algorithm.adapt(theta, episode.support, 1)[-1]
-    posterior = algorithm.posterior(theta_i, episode.support.x, {})
+    posterior = algorithm.posterior(theta_i, episode.support, {})
     drawn = predict("sample", algorithm.predict, theta_i, episode.query.x, Categorical(), posterior, noise).outputs
     chosen = drawn.softmax(-1)[:, torch.arange(len(episode.query.y)), episode.query.y]
     assert_equal(scores["sample/nll"], -chosen.mean(0).log().mean())

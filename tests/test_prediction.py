@@ -18,7 +18,7 @@ def case(likelihood, outputs):
     params = initial(model)
     support, query = task(episodes(likelihood, (2,), outputs))
     curvature = GGN(model, (2,), prior_precision=3.0)
-    posterior = curvature.posterior(params, support.x, likelihood, {})
+    posterior = curvature.posterior(params, support, likelihood, {})
     generator = torch.Generator().manual_seed(0)
     noise = curvature.noise(generator, (SAMPLES,), params, len(support.x), likelihood)
 

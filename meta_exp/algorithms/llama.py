@@ -35,7 +35,7 @@ class LLAMA(MAML):
     def __post_init__(self) -> None:
         """Refuse a missing curvature, a negative weight, and a tau that nothing would hold back."""
         super().__post_init__()
-        remedy = "choose curvature=ggn or curvature=last_layer, or algorithm=maml"
+        remedy = "choose curvature=ggn, kfac, diagonal or last_layer, or algorithm=maml"
         require(self.curvature is not None, "algorithm=llama", "a curvature", "curvature=none", remedy)
         require(self.eta >= 0, "algorithm.eta", "a weight >= 0", self.eta)
         require(self.data in ("support", "query"), "algorithm.data", "support or query", self.data)
@@ -52,7 +52,7 @@ class LLAMA(MAML):
         theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
         nll = self.query_nll(theta_i, hyper, episode)
         data = getattr(episode, self.data)
-        posterior = self.curvature.posterior(theta_i, data.x, self.likelihood.at(hyper), hyper)
+        posterior = self.curvature.posterior(theta_i, data, self.likelihood.at(hyper), hyper)
         log_det = posterior.log_det_ratio().to(nll.dtype)
         total = nll + self.eta * log_det
         if self.prior_term:

@@ -62,11 +62,11 @@ class MAML:
         nll = self.query_nll(theta_i, hyper, episode)
         return nll / len(episode.query.y), {}
 
-    def posterior(self, theta_i: Params, x: Tensor, hyper: Hyper) -> Posterior | None:
-        """Return the Laplace posterior around theta_i given inputs x, where there is a curvature."""
+    def posterior(self, theta_i: Params, data: Examples, hyper: Hyper) -> Posterior | None:
+        """Return the Laplace posterior around theta_i given ``data``, where there is a curvature."""
         if self.curvature is None:
             return None
-        return self.curvature.posterior(theta_i, x, self.likelihood.at(hyper), hyper)
+        return self.curvature.posterior(theta_i, data, self.likelihood.at(hyper), hyper)
 
     def query_nll(self, theta_i: Params, hyper: Hyper, episode: Episode) -> Tensor:
         """Return -log p(Q_i | theta_i), a sum over the query points."""

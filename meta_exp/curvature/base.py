@@ -5,7 +5,7 @@ gives the posterior N(theta_i, H^-1) of one task. tau is fixed, or learned with 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,21 +14,29 @@ from meta_exp.adaptation import Params
 from meta_exp.checks import require
 from meta_exp.curvature.taps import Taps
 from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.tasks.episode import Examples
 
 Noise = Any  # a pytree of standard normal draws; each structure has its own
 
 
-class Posterior(Protocol):
+class Posterior(ABC):
     """N(theta_i, H^-1) of one task, over the parameters that the structure treats."""
 
+    @abstractmethod
     def log_det_ratio(self) -> Tensor:
         """Log det H - P log tau >= 0, in float64."""
 
+    @abstractmethod
     def sample(self, noise: Noise) -> Params:
         """Return one draw of phi - theta_i; vmap over ``noise`` for more."""
 
+    @abstractmethod
     def functional_variance(self, x: Tensor) -> Tensor:
         """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Scalars that say where the approximation failed; here it cannot."""
+        return {}
 
 
 class Curvature(ABC):
@@ -48,8 +56,8 @@ class Curvature(ABC):
         self.parameter_names = [f"{n}.{p}" for n, layer in taps.layers.items() for p, _ in layer.named_parameters()]
 
     @abstractmethod
-    def posterior(self, params: Params, x: Tensor, likelihood: Likelihood, hyper: Hyper) -> Posterior:
-        """Return the posterior of one task around ``params`` given inputs x [N, *features]."""
+    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> Posterior:
+        """Return the posterior of one task around ``params`` given its N examples."""
 
     def noise(
         self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from meta_exp.adaptation import Params
-from meta_exp.curvature.base import Curvature, draw_normal
+from meta_exp.curvature.base import Curvature, Posterior, draw_normal
 from meta_exp.curvature.rows import Directions, Rows, identity_directions, to_matrix, to_params
 from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.tasks.episode import Examples
 
 
 class DualNoise(NamedTuple):
@@ -31,7 +32,7 @@ class DualNoise(NamedTuple):
     data: Tensor
 
 
-class DualPosterior:
+class DualPosterior(Posterior):
     """N(theta_i, (tau I + G^T G)^-1) over the layers that G has rows for."""
 
     def __init__(self, rows: Rows, tau: Tensor, layers: dict[str, nn.Module], jacobian: Callable[[Tensor], Rows]):
@@ -74,14 +75,14 @@ class Dual(Curvature):
     def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
         """Return the rows of D_n^T J_n at x for the layers treated, with D = ``directions(outputs)``."""
 
-    def posterior(self, params: Params, x: Tensor, likelihood: Likelihood, hyper: Hyper) -> DualPosterior:
-        """Return the posterior of one task around ``params`` given inputs x [N, *features]."""
-        rows = self.jacobian_rows(params, x, likelihood.hessian_sqrt)
+    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> DualPosterior:
+        """Return the posterior of one task around ``params`` given its N examples."""
+        rows = self.jacobian_rows(params, data.x, likelihood.hessian_sqrt)
 
         def jacobian(x: Tensor) -> Rows:
             return self.jacobian_rows(params, x, identity_directions)
 
-        return DualPosterior(rows, self.tau(hyper).to(x.device), self.taps.layers, jacobian)
+        return DualPosterior(rows, self.tau(hyper).to(data.x.device), self.taps.layers, jacobian)
 
     def noise(
         self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood

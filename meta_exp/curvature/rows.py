@@ -51,6 +51,18 @@ class Outer:
         g, a = (t.double().unflatten(0, (-1, group)) for t in (self.g, self.a))
         return (a @ a.mT) * (g @ g.mT)
 
+    def column_squares(self) -> Tensor:
+        """Sum of the rows' squares, elementwise, [O, I] in float64."""
+        return (self.g.double() ** 2).T @ self.a.double() ** 2
+
+    def project(self, left: Tensor, right: Tensor) -> Tensor:
+        """left^T row right for each row, [R, L, K] in float64, with ``left`` [O, L] and ``right`` [I, K]."""
+        return (self.g.double() @ left)[:, :, None] * (self.a.double() @ right)[:, None, :]
+
+    def dense(self) -> Tensor:
+        """The rows written out, [R, O, I]."""
+        return self.g[:, :, None] * self.a[:, None, :]
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -75,8 +87,19 @@ class Dense:
 
     def squares(self, group: int) -> Tensor:
         """Inner products [R / group, group, group] among each ``group`` consecutive rows, in float64."""
-        rows = self.rows.flatten(1).double().unflatten(0, (-1, group))
-        return rows @ rows.mT
+        return squares(self.rows.flatten(1).double(), group)
+
+    def column_squares(self) -> Tensor:
+        """Sum of the rows' squares, elementwise, [O, I] in float64."""
+        return (self.rows.double() ** 2).sum(0)
+
+    def project(self, left: Tensor, right: Tensor) -> Tensor:
+        """left^T row right for each row, [R, L, K] in float64, with ``left`` [O, L] and ``right`` [I, K]."""
+        return left.T @ self.rows.double() @ right
+
+    def dense(self) -> Tensor:
+        """The rows written out, [R, O, I]."""
+        return self.rows
 
 
 Block = Outer | Dense
@@ -103,15 +126,29 @@ def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions)
     on every input) it takes N K passes over the whole set, exact and dear.
     """
     outputs, inputs, pullback = taps.linearize(params, x)
-    d = directions(outputs)
     coupled = couples_points(taps.model)
-    if coupled:
-        eye = torch.eye(len(x), dtype=d.dtype, device=d.device)
-        cotangents = torch.einsum("nm,nck->nkmc", eye, d).flatten(0, 1)
-    else:
-        cotangents = d.permute(2, 0, 1)
-    (gradients,) = vmap(pullback)(cotangents)
-    return {name: _block(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()}
+    (gradients,) = vmap(pullback)(cotangents(directions(outputs), coupled))
+    return {name: layer_rows(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()}
+
+
+def cotangents(d: Tensor, coupled: bool) -> Tensor:
+    """Return the columns of D [N, C, K], one a pass: all points at once, [K, N, C], or one point each, [N K, N, C]."""
+    if not coupled:
+        return d.permute(2, 0, 1)
+    eye = torch.eye(len(d), dtype=d.dtype, device=d.device)
+    return torch.einsum("nm,nck->nkmc", eye, d).flatten(0, 1)
+
+
+def squares(rows: Tensor, group: int) -> Tensor:
+    """Inner products [R / group, group, group] among each ``group`` consecutive rows [R, P]."""
+    grouped = rows.unflatten(0, (-1, group))
+    return grouped @ grouped.mT
+
+
+def patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """Return the patches of inputs a that the layer's matrix multiplies, with the bias' 1, [N, I, positions]."""
+    unfolded = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    return with_bias(layer, unfolded)
 
 
 def with_bias(layer: nn.Module, a: Tensor) -> Tensor:
@@ -134,8 +171,11 @@ def to_params(layer: nn.Module, name: str, matrix: Tensor) -> Params:
     return {f"{name}.weight": matrix[:, :-1].reshape(shape), f"{name}.bias": matrix[:, -1]}
 
 
-def _block(layer: nn.Module, a: Tensor, g: Tensor, coupled: bool) -> Block:
-    """Make the rows of one layer of its inputs a [N, ...] and output gradients g [K or N K, N, ...]."""
+def layer_rows(layer: nn.Module, a: Tensor, g: Tensor, coupled: bool) -> Block:
+    """Make the rows of one layer of its inputs a [N, ...] and output gradients g [passes, N, ...].
+
+    A row is a point's in a pass where points are independent, [N passes] of them, else a whole pass'.
+    """
     if isinstance(layer, nn.Linear):
         a = with_bias(layer, a)
         if coupled:
@@ -149,7 +189,6 @@ def _block(layer: nn.Module, a: Tensor, g: Tensor, coupled: bool) -> Block:
         rows = torch.stack([weight, bias], -1)
     else:
         assert isinstance(layer, nn.Conv2d)
-        patches = F.unfold(a, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
-        patches = with_bias(layer, patches)
-        rows = torch.einsum("nis,rnos->roi" if coupled else "nis,knos->nkoi", patches, g.flatten(3))
+        pattern = "nis,rnos->roi" if coupled else "nis,knos->nkoi"
+        rows = torch.einsum(pattern, patches(layer, a), g.flatten(3))
     return Dense(rows if coupled else rows.flatten(0, 1))

@@ -1,6 +1,7 @@
 """LLAMA's objective and meta-gradient against loops, closed forms, finite differences, and MAML."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
@@ -24,9 +25,11 @@ from torch.distributions import MultivariateNormal
 from torch.func import grad, vmap
 
 from meta_exp.algorithms import LLAMA, MAML
-from meta_exp.curvature import GGN, LastLayer
+from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
 from meta_exp.likelihood import Categorical, Gaussian
 from meta_exp.tasks.episode import Episode
+
+TRAINABLE = [GGN, KFAC, pytest.param(partial(KFAC, probes=2), id="KFAC-probes"), Diagonal, LastLayer]
 
 
 def llama(model, shape, likelihood, structure=GGN, tau=0.3, learned=False, **settings):
@@ -38,7 +41,7 @@ def llama(model, shape, likelihood, structure=GGN, tau=0.3, learned=False, **set
 
 @pytest.mark.parametrize("first_order", [False, True])
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("structure", [GGN, KFAC, Diagonal, LastLayer])
 @pytest.mark.parametrize("name", CASES)
 def test_vmap_equals_autograd_loop(name, structure, steps, first_order):
     """The mean of vmap(grad(task)), every parameter adapted, equals torch.autograd on the tasks one by one."""
@@ -133,7 +136,7 @@ def test_linear_gaussian_evidence(tau, sigma, data):
     assert_equal(grad(objective, (0, 1))(*arguments), grad(minus_log_evidence, (0, 1))(*arguments))
 
 
-@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("structure", TRAINABLE)
 @pytest.mark.parametrize("data", ["support", "query"])
 @pytest.mark.parametrize("name", ["gaussian", "categorical"])
 def test_gradcheck(name, data, structure):
@@ -152,7 +155,7 @@ def test_gradcheck(name, data, structure):
     assert torch.autograd.gradcheck(objective, (vector(theta).requires_grad_(), *numbers))
 
 
-@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("structure", TRAINABLE)
 @pytest.mark.parametrize("norm", ["batch", "group", "none"])
 def test_gradcheck_of_conv4(norm, structure):
     """The same in theta alone, along a random direction."""
@@ -167,7 +170,7 @@ def test_gradcheck_of_conv4(norm, structure):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("structure", TRAINABLE)
 @pytest.mark.parametrize("name", ["mlp-gaussian", "conv4-batch-stride", "conv4-group-max_pool"])
 def test_eta_zero_is_maml(name, structure, dtype):
     """Objective and gradient are equal to the last bit; with eta = 1/2 the gradient differs by more than a per cent."""
@@ -198,7 +201,7 @@ def test_small_steps_down_the_gradient_flatten():
 
 
 @pytest.mark.parametrize("tau", [1e-3, 1.0, 1e6])
-@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("structure", TRAINABLE)
 def test_single_precision(structure, tau):
     """In float32 objective and gradient are finite at every tau, and the objective keeps its type."""
     model = conv4().float()
@@ -211,10 +214,11 @@ def test_single_precision(structure, tau):
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
-def test_compiled_equals_eager():
+@pytest.mark.parametrize("structure", [GGN, partial(KFAC, probes=1)], ids=["GGN", "KFAC-probes"])
+def test_compiled_equals_eager(structure):
     """torch.compile of vmap(grad(task)) gives the eager gradient in theta and the hyper-parameters."""
     model, likelihood = mlp(outputs=1, widths=(3,)), Gaussian(0.5, learned=True)
-    algorithm = llama(model, (2,), likelihood, prior_term=True, learned=True)
+    algorithm = llama(model, (2,), likelihood, structure, prior_term=True, learned=True)
     theta, batch = initial(model), episodes(likelihood, (2,), 1)
     hyper = {"log_sigma_noise": torch.tensor(-0.7).double(), "log_prior_precision": torch.tensor(0.4).double()}
 

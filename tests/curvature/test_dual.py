@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from oracles import CASES, assert_equal, dense_jacobian, dense_precision, initial, mlp, vector
+from oracles import CASES, assert_equal, dense_jacobian, dense_precision, initial, mlp, unlabelled, vector
 from torch.func import grad, vmap
 
 from meta_exp.curvature import GGN, LastLayer
@@ -25,7 +25,7 @@ def case(request):
     torch.manual_seed(0)
     model = make()
     params, x, new = initial(model), torch.randn(4, *shape).double(), torch.randn(3, *shape).double()
-    posterior = structure(model, shape, TAU).posterior(params, x, likelihood, {})
+    posterior = structure(model, shape, TAU).posterior(params, unlabelled(x), likelihood, {})
     treated = params if structure is GGN else dict(list(params.items())[-2:])
     count = vector(treated).numel()
     precision = dense_precision(likelihood, model, params, x, TAU)[-count:, -count:]
@@ -60,7 +60,7 @@ def test_noise(structure, likelihood):
     curvature, params = structure(model, (2,)), initial(model)
     first, second = (curvature.noise(torch.Generator().manual_seed(7), (5,), params, 4, likelihood) for _ in range(2))
     assert_equal(first, second, rtol=0, atol=0)
-    draws = vmap(curvature.posterior(params, torch.randn(4, 2).double(), likelihood, {}).sample)(first)
+    draws = vmap(curvature.posterior(params, unlabelled(torch.randn(4, 2).double()), likelihood, {}).sample)(first)
     assert {name: tuple(d.shape) for name, d in draws.items()} == {name: (5, *params[name].shape) for name in draws}
     assert set(draws) == set(params if structure is GGN else list(params)[-2:])
 
@@ -71,7 +71,7 @@ def test_single_precision(tau, likelihood):
     """In float32 log det and its gradient are close to those of float64 over nine decades of tau."""
 
     def log_det(params, model, x):
-        return GGN(model, (2,), tau).posterior(params, x, likelihood, {}).log_det_ratio()
+        return GGN(model, (2,), tau).posterior(params, unlabelled(x), likelihood, {}).log_det_ratio()
 
     model = mlp(outputs=3, widths=(20, 20))
     params, x = initial(model), torch.randn(5, 2).double()
@@ -86,7 +86,7 @@ def test_no_underflow():
     """With 90 000 parameters in float32, where det(H) itself is 0 or infinite, the gradient is finite and not zero."""
     model = mlp(outputs=5, widths=(100, 100), inputs=784).float()
     curvature, params, x = GGN(model, (784,), prior_precision=1e-3), initial(model), torch.randn(5, 784)
-    gradient = grad(lambda p: curvature.posterior(p, x, Categorical(), {}).log_det_ratio())(params)
+    gradient = grad(lambda p: curvature.posterior(p, unlabelled(x), Categorical(), {}).log_det_ratio())(params)
     assert vector(gradient).isfinite().all()
     assert all(g.norm() > 0 for g in gradient.values())
 

@@ -14,6 +14,7 @@ from oracles import (
     initial,
     mlp,
     output_hessian,
+    unlabelled,
     vector,
 )
 from torch import nn
@@ -28,7 +29,7 @@ TAUS = [1e-4, 0.3, 1.0, 100.0]
 def log_det(model, shape, tau, x, likelihood):
     """The log det ratio as a function of the parameters."""
     curvature = GGN(model, shape, tau)
-    return lambda params: curvature.posterior(params, x, likelihood, {}).log_det_ratio()
+    return lambda params: curvature.posterior(params, unlabelled(x), likelihood, {}).log_det_ratio()
 
 
 def random_case(name, points=4):
@@ -80,7 +81,7 @@ def test_equals_laplace_torch(name):
         copy.deepcopy(model), subset_of_weights="all", hessian_structure="full", prior_precision=0.25, **kind
     )
     oracle.fit(torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), batch_size=len(data.x)))
-    posterior = GGN(model, shape, 0.25).posterior(initial(model), data.x, likelihood, {})
+    posterior = GGN(model, shape, 0.25).posterior(initial(model), data, likelihood, {})
     assert_equal(posterior.log_det_ratio(), dense_log_det_ratio(oracle.posterior_precision, 0.25), rtol=1e-6)
     new = torch.randn(3, *shape).double()
     assert_equal(posterior.functional_variance(new), oracle._glm_predictive_distribution(new)[1], rtol=1e-5)
@@ -146,7 +147,7 @@ def test_vmap_over_tasks(name):
     params = {name: p + 0.1 * torch.randn(3, *p.shape).double() for name, p in initial(model).items()}
 
     def function(params, x):
-        return curvature.posterior(params, x, likelihood, {}).log_det_ratio()
+        return curvature.posterior(params, unlabelled(x), likelihood, {}).log_det_ratio()
 
     found, gradients = vmap(function)(params, x), vmap(grad(function))(params, x)
     for i in range(3):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from oracles import CASES, assert_equal, dense_log_det_ratio, dense_precision, initial, mlp, vector
+from oracles import CASES, assert_equal, dense_log_det_ratio, dense_precision, initial, mlp, unlabelled, vector
 from torch import nn
 from torch.func import grad
 
@@ -20,14 +20,16 @@ def test_equals_dense_block(name):
     params, x = initial(model), torch.randn(4, *shape).double()
     count = sum(p.numel() for p in list(params.values())[-2:])
     precision = dense_precision(likelihood, model, params, x, 0.3)[-count:, -count:]
-    posterior = LastLayer(model, shape, 0.3).posterior(params, x, likelihood, {})
+    posterior = LastLayer(model, shape, 0.3).posterior(params, unlabelled(x), likelihood, {})
     assert_equal(posterior.log_det_ratio(), dense_log_det_ratio(precision, 0.3))
 
 
 def test_is_the_whole_ggn_of_a_linear_model():
     """With no hidden layer the two structures are one."""
     model, x = mlp(outputs=2, widths=()), torch.randn(5, 2).double()
-    full, last = (s(model, (2,), 0.3).posterior(initial(model), x, Gaussian(), {}) for s in (GGN, LastLayer))
+    full, last = (
+        s(model, (2,), 0.3).posterior(initial(model), unlabelled(x), Gaussian(), {}) for s in (GGN, LastLayer)
+    )
     assert_equal(last.log_det_ratio(), full.log_det_ratio())
     assert_equal(last.functional_variance(x), full.functional_variance(x))
 
@@ -45,7 +47,7 @@ def test_one_parameter_by_hand(u):
     curvature = LastLayer(model, (1,), tau)
 
     def function(params):
-        return curvature.posterior(params, x, Gaussian(sigma), {}).log_det_ratio()
+        return curvature.posterior(params, unlabelled(x), Gaussian(sigma), {}).log_det_ratio()
 
     assert_equal(function(params), torch.tensor(math.log1p(scale * u**2 / tau)).double(), rtol=1e-6)
     expected = torch.tensor([2 * scale * u / (tau + scale * u**2), 0.0]).double()

@@ -1,0 +1,107 @@
+r"""The exact Hessian, for small networks: a diagnostic of what the generalised Gauss-Newton matrix leaves out.
+
+    H = tau I + V max(Lambda, 0) V^T,    V Lambda V^T = Hessian of -log p(data | phi) at theta_i
+
+Away from a minimum the Hessian has negative eigenvalues; a Gaussian posterior exists only where tau outweighs them.
+Negative eigenvalues are taken as 0 here, so that H >= tau I always, and the diagnostics say of how many tasks tau I +
+Hessian was not positive definite, and in how many directions. The matrix and its eigenvectors are P x P in float64: a
+task of the 1-40-40-1 network (P = 1761) takes about two seconds, in validation and in test.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, hessian, jacrev
+
+from meta_exp.adaptation import Params
+from meta_exp.checks import require
+from meta_exp.curvature.base import Curvature, Posterior
+from meta_exp.curvature.spectrum import eigh
+from meta_exp.curvature.taps import Taps, layers_with_parameters
+from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.tasks.episode import Examples
+
+
+class HessianPosterior(Posterior):
+    """N(theta_i, H^-1) by the eigenvectors of H.
+
+    Attributes:
+        clamped: the number of eigenvalues <= 0 of tau I + Hessian, each of which is tau in H.
+    """
+
+    def __init__(self, matrix: Tensor, tau: Tensor, model: nn.Module, params: Params) -> None:
+        self.model, self.params, self.tau = model, params, tau
+        eigenvalues, self.vectors = eigh(matrix)
+        self.eigenvalues = eigenvalues.clamp_min(0)
+        self.clamped = (eigenvalues + tau <= 0).sum()
+
+    def log_det_ratio(self) -> Tensor:
+        """Log det H - P log tau >= 0, in float64."""
+        return (self.eigenvalues / self.tau).log1p().sum()
+
+    def sample(self, noise: Params) -> Params:
+        """Return one draw of phi - theta_i, exact; vmap over ``noise`` for more."""
+        z = _vector({name: noise[name].double() for name in self.params})
+        draw = self.vectors @ (z * (self.eigenvalues + self.tau).rsqrt())
+        return {name: part.to(noise[name].dtype) for name, part in _unvector(draw, self.params).items()}
+
+    def functional_variance(self, x: Tensor) -> Tensor:
+        """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
+
+        def outputs(v: Tensor) -> Tensor:
+            return functional_call(self.model, _unvector(v, self.params), (x.double(),))
+
+        rotated = jacrev(outputs)(_vector(self.params)) @ self.vectors
+        scaled = rotated * (self.eigenvalues + self.tau).rsqrt()
+        return scaled @ scaled.mT
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Whether tau I + Hessian was not positive definite (1 or 0), and in how many directions."""
+        return {"indefinite": (self.clamped > 0).double(), "clamped": self.clamped.double()}
+
+
+class Hessian(Curvature):
+    """Exact Hessian of a network of Linear, Conv2d and Affine layers.
+
+    Args:
+        model: the network.
+        input_shape: features of one input.
+        prior_precision: tau > 0 of the prior N(theta, I / tau).
+        learned: learn log tau with theta, which takes LLAMA's prior term.
+        max_parameters: refuse larger networks.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: Sequence[int],
+        prior_precision: float = 1.0,
+        learned: bool = False,
+        max_parameters: int = 2000,
+    ) -> None:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        got = f"{count}, whose matrix alone takes {8 * count**2 / 2**30:.3g} GiB a task"
+        remedy = "choose curvature=ggn or kfac, or raise curvature.max_parameters"
+        require(count <= max_parameters, "curvature=hessian", f"at most {max_parameters} parameters", got, remedy)
+        super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
+
+    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> HessianPosterior:
+        """Return the posterior of one task around ``params`` given its N examples."""
+        model = self.taps.model
+        params = {name: params[name].double() for name in self.parameter_names}
+
+        def nll(v: Tensor) -> Tensor:
+            return likelihood.nll(functional_call(model, _unvector(v, params), (data.x.double(),)), data.y)
+
+        matrix = hessian(nll)(_vector(params))
+        return HessianPosterior(matrix, self.tau(hyper).to(matrix), model, params)
+
+
+def _vector(params: Params) -> Tensor:
+    return torch.cat([value.flatten() for value in params.values()])
+
+
+def _unvector(v: Tensor, like: Params) -> Params:
+    parts = v.split([value.numel() for value in like.values()])
+    return {name: part.view_as(value) for part, (name, value) in zip(parts, like.items(), strict=True)}

@@ -1,0 +1,138 @@
+r"""K-FAC ('expand'): a Kronecker product for each linear and convolutional layer, and a diagonal for scales and shifts.
+
+    H_l = tau I + B (x) A                                  Linear, Conv2d
+    A = mean over points and positions of [a; 1][a; 1]^T   a: inputs (patches) of the layer
+    B = sum over points and positions of g g^T             g: output gradients along S_n, S_n S_n^T = Lambda_n
+    H_l = tau I + diag(d)                                  Affine (scale and shift of a norm): diagonal of the GGN
+    log det ratio = sum_ij log(1 + lambda_i(A) lambda_j(B) / tau)
+
+Eigenvalues are those of the smaller Gram matrix: of A with at most N x positions, of B with at most passes x N x
+positions. Draws and variances rotate to the eigenbases, thin ones, because H is tau on all that they leave out. The
+product is the exact GGN block for one point, or for one linear layer with Gaussian outputs.
+
+Output gradients take one backward pass for each column of S_n, and N times as many where batch statistics couple the
+points. ``probes`` takes that many passes in all, each along S_n r_n for random signs r_n: the mean of B and d over
+signs is exact, in coupled networks too. Signs are read from a fixed table at an offset that the task's inputs give:
+they vary between tasks, so that their errors average out in training and no direction of the outputs is left out for
+good; and for one task they are constants, so that the objective stays a function of theta alone, whatever the step,
+chunk or device, and no random generator runs inside vmap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from meta_exp.adaptation import Params
+from meta_exp.checks import require
+from meta_exp.curvature.base import Curvature
+from meta_exp.curvature.layerwise import DiagonalPrecision, LayerPrecision, LayerwisePosterior
+from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, squares, with_bias
+from meta_exp.curvature.spectrum import eigenbasis, eigenvalues
+from meta_exp.curvature.taps import Taps, layers_with_parameters
+from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.models.norm import Affine, couples_points
+from meta_exp.tasks.episode import Examples
+
+TABLE = 65521  # signs; a prime, so that offsets of tasks on a grid spread
+
+
+@dataclass(frozen=True)
+class KroneckerPrecision(LayerPrecision):
+    """tau I + B (x) A with A = a^T a and B = b^T b, ``a`` [n, I], ``b`` [m, O]."""
+
+    a: Tensor
+    b: Tensor
+    tau: Tensor
+
+    def log_det_ratio(self) -> Tensor:
+        """Sum of log(1 + lambda_A lambda_B / tau)."""
+        products = eigenvalues(self.b)[:, None] * eigenvalues(self.a)
+        return (products / self.tau).log1p().sum()
+
+    def sample(self, z: Tensor) -> Tensor:
+        """Return a draw [O, I]: z / sqrt(tau), and in the eigenbases U_B^T z U_A / sqrt(lambda_A lambda_B + tau)."""
+        values, left, right = self._basis()
+        scale = (1 + values).rsqrt() - 1
+        correction = left @ (scale * (left.T @ z.double() @ right)) @ right.T
+        return ((z + correction) * self.tau.rsqrt()).to(z.dtype)
+
+    def variance(self, rows: Block, outputs: int) -> Tensor:
+        """Covariances of the inner products: the rows' own over tau, less what the eigenbases take from them."""
+        values, left, right = self._basis()
+        seen = rows.project(left, right) * (values / (1 + values)).sqrt()
+        return (rows.squares(outputs) - squares(seen.flatten(1), outputs)) / self.tau
+
+    def _basis(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Eigenvalues of B (x) A over tau, [K_B, K_A], and eigenvectors of B [O, K_B] and A [I, K_A]."""
+        (of_b, left), (of_a, right) = eigenbasis(self.b), eigenbasis(self.a)
+        return of_b[:, None] * of_a / self.tau, left, right
+
+
+class KFAC(Curvature):
+    """K-FAC of a network of Linear, Conv2d and Affine layers.
+
+    Args:
+        model: the network.
+        input_shape: features of one input.
+        prior_precision: tau > 0 of the prior N(theta, I / tau).
+        learned: learn log tau with theta, which takes LLAMA's prior term.
+        probes: backward passes for the output gradients; None for all of them, exact.
+        seed: of the table of signs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        input_shape: Sequence[int],
+        prior_precision: float = 1.0,
+        learned: bool = False,
+        probes: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        require(probes is None or probes >= 1, "curvature.probes", "null or at least 1", probes)
+        super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
+        self.probes = probes
+        self.table = 2.0 * torch.randint(2, (TABLE,), generator=torch.Generator().manual_seed(seed)) - 1
+
+    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> LayerwisePosterior:
+        """Return the posterior of one task around ``params`` given its N examples."""
+        outputs, inputs, pullback = self.taps.linearize(params, data.x)
+        roots = likelihood.hessian_sqrt(outputs)
+        coupled = couples_points(self.taps.model)
+        if self.probes is None:
+            along = cotangents(roots, coupled)
+        else:
+            signs = self.signs(data.x, roots.shape[-1]).to(roots.dtype)
+            along = torch.einsum("nck,pnk->pnc", roots, signs) / self.probes**0.5
+        (gradients,) = vmap(pullback)(along)
+        tau = self.tau(hyper).to(data.x.device).double()
+        precisions: dict[str, LayerPrecision] = {}
+        for name, layer in self.taps.layers.items():
+            a, g = inputs[name], gradients[name]
+            if isinstance(layer, Affine):
+                precisions[name] = DiagonalPrecision(layer_rows(layer, a, g, coupled).column_squares(), tau)
+            else:
+                precisions[name] = KroneckerPrecision(_inputs(layer, a), _gradients(g), tau)
+        return LayerwisePosterior(precisions, self.taps, params)
+
+    def signs(self, x: Tensor, rank: int) -> Tensor:
+        """Return the task's signs [probes, N, rank], a function of its inputs alone."""
+        shape = (self.probes or 1, len(x), rank)
+        # the sum in float64 is the same on every device, up to rounding far below the unit of the offset
+        offset = (1000 * x.double().sum()).long()
+        index = torch.arange(shape[0] * shape[1] * shape[2], device=x.device)
+        return self.table.to(x.device)[(index + offset) % TABLE].view(shape)
+
+
+def _inputs(layer: nn.Module, a: Tensor) -> Tensor:
+    """Return [n, I] whose Gram matrix is A, n the number of points and positions."""
+    a = patches(layer, a).mT.flatten(0, 1) if isinstance(layer, nn.Conv2d) else with_bias(layer, a)
+    return a / len(a) ** 0.5
+
+
+def _gradients(g: Tensor) -> Tensor:
+    """Return [m, O] whose Gram matrix is B, of g [passes, N, O, ...]."""
+    return g.flatten(0, 1) if g.ndim == 3 else g.flatten(3).mT.flatten(0, 2)
