@@ -75,13 +75,24 @@ class Learner(LightningModule):
         self.compile_gradient = compile
         self.hyper = nn.ParameterDict(algorithm.hyperparameters())
         self._chunk_gradient = self._eager_gradient
+        self._tuned: Hyper = {}
         self._scores: list[dict[str, Tensor]] = []
         self.test_scores: dict[str, Tensor] = {}
 
     def meta_parameters(self) -> tuple[Params, Hyper]:
         """Return theta and the learned hyper-parameters, detached, by name."""
         theta = {name: value.detach() for name, value in self.model.named_parameters()}
-        return theta, {name: value.detach() for name, value in self.hyper.items()}
+        return theta, {name: value.detach() for name, value in self.hyper.items()} | self._tuned
+
+    @property
+    def prior_precision(self) -> float | None:
+        """The tau of posteriors, fixed, learned or tuned; None without a curvature."""
+        curvature = self.algorithm.curvature
+        return None if curvature is None else float(curvature.tau(self.meta_parameters()[1]))
+
+    def set_prior_precision(self, tau: float) -> None:
+        """Take ``tau`` for the posteriors of all further evaluations; what was trained stays."""
+        self._tuned = {"log_prior_precision": torch.tensor(tau, dtype=torch.float64, device=self.device).log()}
 
     def meta_gradient(self, episodes: Episode) -> tuple[Tensor, Params, Hyper, dict[str, Tensor]]:
         """Return the objective, its gradients in theta and hyper-parameters, and logged scalars; means over tasks."""
@@ -138,7 +149,8 @@ class Learner(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Compile the meta-gradient where it pays."""
+        """Forget a tuned tau, and compile the meta-gradient where it pays."""
+        self._tuned = {}
         steps = self.trainer.max_steps - self.global_step
         if self.compile_gradient is True:
             self._chunk_gradient = torch.compile(self._eager_gradient, dynamic=False)

@@ -69,17 +69,21 @@ class Gaussian:
         """Columns of each S_n."""
         return outputs
 
-    def log_predictive(self, outputs: Tensor, variance: Tensor, y: Tensor) -> Tensor:
-        """Log density [M] of y under the mixture of S Gaussians N(outputs_s, variance + sigma^2).
+    def log_predictive(self, outputs: Tensor, covariance: Tensor, y: Tensor) -> Tensor:
+        """Log density [M] of y under the mixture of S Gaussians N(outputs_s, covariance + sigma^2 I).
 
         Args:
             outputs: means [S, M, d].
-            variance: of the outputs around their means, [M, d]; the noise is added here.
+            covariance: of the outputs around their means, [M, d, d]; the noise is added here.
             y: targets [M, d].
         """
-        total = variance + self.variance
-        log_densities = -0.5 * ((outputs - y) ** 2 / total + total.log() + log(2 * pi))
-        return log_densities.sum(-1).logsumexp(0) - log(len(outputs))
+        eye = torch.eye(y.shape[-1], dtype=covariance.dtype, device=covariance.device)
+        # cholesky_ex: values that are not finite go through to the score
+        factor = torch.linalg.cholesky_ex(covariance + self.variance.to(covariance) * eye).L
+        whitened = torch.linalg.solve_triangular(factor, (y - outputs)[..., None].to(factor), upper=False)[..., 0]
+        log_scales = factor.diagonal(dim1=-2, dim2=-1).log() + log(2 * pi) / 2
+        log_densities = -(whitened**2 / 2 + log_scales).sum(-1)
+        return log_densities.logsumexp(0) - log(len(outputs))
 
     def score(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Squared error [M] of the mixture's mean, averaged over the d outputs."""
@@ -128,10 +132,10 @@ class Categorical:
         """Columns of each S_n: the logits' common shift carries no information."""
         return outputs - 1
 
-    def log_predictive(self, outputs: Tensor, variance: Tensor, y: Tensor) -> Tensor:
+    def log_predictive(self, outputs: Tensor, covariance: Tensor, y: Tensor) -> Tensor:
         """Log of the averaged probability [M] that the S draws of logits [S, M, C] give to the class y [M].
 
-        ``variance`` is there for the Gaussian's sake; draws of logits carry their spread themselves.
+        ``covariance`` is there for the Gaussian's sake; draws of logits carry their spread themselves.
         """
         chosen = outputs.log_softmax(-1).gather(-1, y.expand(len(outputs), -1)[..., None])[..., 0]
         return chosen.logsumexp(0) - log(len(outputs))

@@ -72,7 +72,7 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
     posterior = algorithm.posterior(path[-1], support, hyper)
     kind = "map" if posterior is None else "linearized"
     prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior)
-    mean, sd = prediction.outputs[0, :, 0], (prediction.variance[:, 0] + likelihood.variance).sqrt()
+    mean, sd = prediction.outputs[0, :, 0], (prediction.covariance[:, 0, 0] + likelihood.variance).sqrt()
     grid = _numpy(x[:, 0])
     label = "95 % band" + (" (noise only)" if posterior is None else "")
     low, high = _numpy(mean - 1.96 * sd), _numpy(mean + 1.96 * sd)

@@ -4,14 +4,14 @@ r"""Predictive distributions of an adapted task, from its posterior N(theta_i, H
     sample      f(x; phi_s),  phi_s ~ N(theta_i, H^-1)                S networks; S = 1 is LLAMA's rule for production
     linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, S draws of logits else
 
-Every kind gives the same thing, S draws of outputs with a variance around each, so that the likelihood averages them in
-the right space: probabilities for classes, a mixture of Gaussians for regression.
+Every kind gives the same thing, S draws of outputs with a covariance around each, so that the likelihood averages them
+in the right space: probabilities for classes, a mixture of Gaussians for regression.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from torch import Tensor, zeros_like
+from torch import Tensor
 from torch.func import jvp, vmap
 
 from meta_exp.adaptation import Params
@@ -23,10 +23,10 @@ Network = Callable[[Params, Tensor], Tensor]
 
 
 class Prediction(NamedTuple):
-    """Draws of the outputs [S, M, C] at M points, and the variance [M, C] around each draw, without noise."""
+    """Draws of the outputs [S, M, C] at M points, and the covariance [M, C, C] around each draw, without noise."""
 
     outputs: Tensor
-    variance: Tensor
+    covariance: Tensor
 
 
 def predict(
@@ -50,12 +50,12 @@ def predict(
         noise: of S posterior draws, with a leading dimension S.
     """
     mean = network(theta_i, x)
+    no_covariance = mean.new_zeros(*mean.shape, mean.shape[-1])
     if kind == "map":
-        return Prediction(mean[None], zeros_like(mean))
+        return Prediction(mean[None], no_covariance)
     assert posterior is not None
     if kind == "linearized" and isinstance(likelihood, Gaussian):
-        covariance = posterior.functional_variance(x)
-        return Prediction(mean[None], covariance.diagonal(dim1=-2, dim2=-1).to(mean.dtype))
+        return Prediction(mean[None], posterior.functional_variance(x).to(mean.dtype))
 
     def draw(noise: Noise) -> Tensor:
         delta = posterior.sample(noise)
@@ -65,4 +65,4 @@ def predict(
         return mean + jvp(lambda params: network(theta_i | params, x), (treated,), (delta,))[1]
 
     assert noise is not None
-    return Prediction(vmap(draw)(noise), zeros_like(mean))
+    return Prediction(vmap(draw)(noise), no_covariance)

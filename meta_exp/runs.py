@@ -2,6 +2,7 @@
 
 config.yaml    the resolved config          best.ckpt, last.ckpt   by validation loss, and the last step
 train.log      what happened                plots/                 pictures of new tasks
+prior_precision.json   tau tuned after training, if asked, and what it was tuned on
 metrics.json   the result, written last and atomically: its presence means that the run is finished
 """
 
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from math import isfinite, sqrt
 from pathlib import Path
@@ -38,6 +39,7 @@ from meta_exp.likelihood import Categorical
 from meta_exp.progress import TrainingProgress
 from meta_exp.schema import constructor, from_keys
 from meta_exp.tasks.stream import TaskFamily, TaskStream
+from meta_exp.tuning import check_criterion, tune
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO when imported
@@ -100,6 +102,9 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
         constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape) if cfg.curvature else None
     )
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
+    if isinstance(algorithm, LLAMA):
+        cfg.algorithm.eta = algorithm.weight  # the saved config and the dashboards say the number
+    check_criterion(cfg.tune_prior_precision, algorithm)
     learner = from_keys(Learner, cfg, "evaluation_steps", "predictives", "samples", "chunk_size", "compile")
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
 
@@ -147,6 +152,13 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
     trainer.save_checkpoint(folder / "last.ckpt")
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
+    if cfg.tune_prior_precision:
+        tuning = tune(learner, run.stream.val_dataloader(), cfg.tune_prior_precision)
+        write_json(folder / "prior_precision.json", asdict(tuning))
+        learner.set_prior_precision(tuning.prior_precision)
+        log.info("tau tuned on validation tasks: %g (trained with %g)", tuning.prior_precision, tuning.trained_with)
+        if tuning.at_edge:
+            log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
     trainer.test(learner, run.stream, verbose=False)
     assert run.best.best_model_score is not None
     validation_loss = float(run.best.best_model_score)
@@ -162,6 +174,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
         "validation/loss": validation_loss,
         **summarize(learner.test_scores),
         **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
+        "test/prior_precision": learner.prior_precision,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": train_s,
         **provenance(),

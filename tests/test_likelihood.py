@@ -84,11 +84,13 @@ def test_hessian_sqrt_gradient(outputs):
 
 
 def test_gaussian_log_predictive(targets):
-    """Log of the mean of S products of normal densities, their variances being the outputs' plus sigma^2."""
-    means, variance = torch.randn(DRAWS, POINTS, OUTPUTS).double(), torch.rand(POINTS, OUTPUTS).double()
+    """Log of the mean of S normal densities, their covariances being the outputs' plus sigma^2 I."""
+    means, root = torch.randn(DRAWS, POINTS, OUTPUTS).double(), torch.randn(POINTS, OUTPUTS, OUTPUTS).double()
+    covariance = root @ root.mT
     y = targets[Gaussian]
-    densities = distributions.Normal(means, (variance + 0.3**2).sqrt()).log_prob(y).exp().prod(-1)
-    assert_equal(Gaussian(0.3).log_predictive(means, variance, y), densities.mean(0).log())
+    total = covariance + 0.3**2 * torch.eye(OUTPUTS).double()
+    densities = distributions.MultivariateNormal(means, total).log_prob(y).exp()
+    assert_equal(Gaussian(0.3).log_predictive(means, covariance, y), densities.mean(0).log())
     assert_equal(Gaussian().score(means, y), (means.mean(0) - y).square().mean(-1))
 
 

@@ -33,7 +33,7 @@ def test_map_is_the_network_as_adapted(likelihood, outputs):
     network, params, _, _, x = case(likelihood, outputs)
     prediction = predict("map", network, params, x, likelihood)
     assert_equal(prediction.outputs, network(params, x)[None])
-    assert not prediction.variance.any()
+    assert not prediction.covariance.any()
 
 
 @pytest.mark.parametrize(("likelihood", "outputs"), [(Gaussian(0.5), 1), (Categorical(), 3)])
@@ -55,9 +55,10 @@ def test_linearized_classes_are_drawn_along_the_jacobian():
         assert_equal(prediction.outputs[s], network(params, x) + step)
 
 
-def test_linearized_regression_is_closed_form():
-    network, params, posterior, _, x = case(Gaussian(0.5), 1)
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_linearized_regression_is_closed_form(outputs):
+    network, params, posterior, _, x = case(Gaussian(0.5), outputs)
     prediction = predict("linearized", network, params, x, Gaussian(0.5), posterior)
     assert_equal(prediction.outputs, network(params, x)[None])
-    assert_equal(prediction.variance, posterior.functional_variance(x)[:, :, 0])
-    assert (prediction.variance > 0).all()
+    assert_equal(prediction.covariance, posterior.functional_variance(x))
+    assert (torch.linalg.eigvalsh(prediction.covariance) > 0).all()

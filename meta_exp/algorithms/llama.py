@@ -6,8 +6,10 @@ r"""LLAMA (Grant, Finn, Levine, Darrell, Griffiths 2018): MAML with Laplace's ap
 
 H_i and the prior are over the parameters that the curvature treats; any others are taken as known.
 The log det is added: flat adapted points are preferred. Its gradient reaches theta through theta_i. It is taken
-relative to the prior's, P log tau, which is a constant, or with the prior term cancels its normalisation: then
-eta = 1/2 makes the objective the whole of Laplace's -log evidence. eta = 0 is MAML.
+relative to the prior's, P log tau, which is a constant, or with the prior term cancels its normalisation. With eta =
+1/2 and the prior term the objective is then the whole of Laplace's -log evidence of the data, where H_i and -log p take
+the same set and theta_i is the mode of its posterior; with few inner steps, or support and query apart, it has the form
+and not the value. eta = 0 is MAML.
 """
 
 from dataclasses import dataclass
@@ -25,23 +27,33 @@ from meta_exp.tasks.episode import Episode
 
 @dataclass(frozen=True, kw_only=True)
 class LLAMA(MAML):
-    """MAML plus ``eta`` times the log det of the curvature on the ``data`` of the task."""
+    """MAML plus ``eta`` times the log det of the curvature on the ``data`` of the task.
+
+    ``eta`` is the curvature's own default if it is None.
+    """
 
     curvature: Curvature
-    eta: float
+    eta: float | None = None
     data: Literal["support", "query"] = "support"
     prior_term: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a missing curvature, a negative weight, and a tau that nothing would hold back."""
-        super().__post_init__()
         remedy = "choose curvature=ggn, kfac, diagonal or last_layer, or algorithm=maml"
         require(self.curvature is not None, "algorithm=llama", "a curvature", "curvature=none", remedy)
-        require(self.eta >= 0, "algorithm.eta", "a weight >= 0", self.eta)
+        super().__post_init__()
+        require(self.weight >= 0, "algorithm.eta", "a weight >= 0", self.eta)
         require(self.data in ("support", "query"), "algorithm.data", "support or query", self.data)
         if self.curvature.learned:
             remedy = "without it tau grows without bound"
             require(self.prior_term, "curvature.learned=true", "algorithm.prior_term=true", "false", remedy)
+            remedy = "without the log det tau falls to nothing"
+            require(self.weight > 0, "curvature.learned=true", "algorithm.eta > 0", self.weight, remedy)
+
+    @property
+    def weight(self) -> float:
+        """Eta, given or the curvature's default."""
+        return self.curvature.default_eta if self.eta is None else self.eta
 
     def hyperparameters(self) -> Hyper:
         """Return what is learned beside theta: sigma and tau, if asked."""
@@ -54,9 +66,7 @@ class LLAMA(MAML):
         data = getattr(episode, self.data)
         posterior = self.curvature.posterior(theta_i, data, self.likelihood.at(hyper), hyper)
         log_det = posterior.log_det_ratio().to(nll.dtype)
-        total = nll + self.eta * log_det
+        total = nll + self.weight * log_det
         if self.prior_term:
-            tau = self.curvature.tau(hyper).to(nll)
-            treated = self.curvature.parameter_names
-            total = total + tau / 2 * sum(((theta_i[name] - theta[name]) ** 2).sum() for name in treated)
+            total = total + self.curvature.prior_term(theta_i, theta, hyper)
         return total / len(episode.query.y), {"log_det": log_det}

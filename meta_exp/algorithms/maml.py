@@ -39,6 +39,10 @@ class MAML:
         """Refuse a rate or a number of steps that adapts nothing."""
         require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
         require(self.inner_steps >= 1, "algorithm.inner_steps", "at least 1", self.inner_steps)
+        learned = self.curvature is not None and self.curvature.learned
+        remedy = "set it to false; tune_prior_precision=linearized tunes tau after training"
+        trains = not learned or "log_prior_precision" in self.hyperparameters()
+        require(trains, "curvature.learned=true", "algorithm=llama", "algorithm=maml, which trains without tau", remedy)
 
     def predict(self, params: Params, x: Tensor) -> Tensor:
         """Return the network's outputs [N, C] at x [N, *features]."""

@@ -5,7 +5,7 @@ gives the posterior N(theta_i, H^-1) of one task. tau is fixed, or learned with 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,7 +46,12 @@ class Curvature(ABC):
         taps: hooks on the layers that the structure treats.
         prior_precision: tau > 0 of the prior N(theta, I / tau).
         learned: learn log tau with theta, which takes LLAMA's prior term.
+
+    Attributes:
+        default_eta: LLAMA's weight of this structure's log det; those of different structures are not comparable.
     """
+
+    default_eta: ClassVar[float] = 0.05
 
     def __init__(self, taps: Taps, prior_precision: float, learned: bool) -> None:
         require(prior_precision > 0, "curvature.prior_precision", "a precision > 0", prior_precision)
@@ -73,9 +78,15 @@ class Curvature(ABC):
         return {"log_prior_precision": torch.tensor(float(self.prior_precision)).log()} if self.learned else {}
 
     def tau(self, hyper: Hyper) -> Tensor:
-        """Return the prior precision, learned or fixed."""
+        """Return the prior precision: that of ``hyper``, learned or tuned, or else the fixed one."""
         fixed = torch.tensor(self.prior_precision, dtype=torch.float64)
-        return hyper["log_prior_precision"].exp() if self.learned else fixed
+        return hyper["log_prior_precision"].exp() if "log_prior_precision" in hyper else fixed
+
+    def prior_term(self, theta_i: Params, theta: Params, hyper: Hyper) -> Tensor:
+        """Return tau / 2 ||theta_i - theta||^2 over the parameters treated."""
+        squares = [((theta_i[name] - theta[name]) ** 2).sum() for name in self.parameter_names]
+        total = torch.stack(squares).sum()
+        return self.tau(hyper).to(total) / 2 * total
 
 
 def draw_normal(generator: torch.Generator, shape: tuple[int, ...], theta: Params) -> Tensor:
