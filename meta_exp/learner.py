@@ -11,6 +11,7 @@ they do for any LightningModule.
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
@@ -102,14 +103,15 @@ class Learner(LightningModule):
         total: Any = None
         for start in range(0, tasks, size):
             chunk = tree_map(partial(_slice, start=start, stop=start + size), episodes)
-            sums = self._chunk_gradient(theta, hyper, chunk)
-            total = sums if total is None else tree_map(torch.add, total, sums)
-        (gradient, hyper_gradient), (objective, logs) = tree_map(lambda value: value / tasks, total)
+            part = self._chunk_gradient(theta, hyper, chunk, tasks)
+            total = part if total is None else tree_map(torch.add, total, part)
+        (gradient, hyper_gradient), (objective, logs) = total
         return objective, gradient, hyper_gradient, logs
 
-    def _eager_gradient(self, theta: Params, hyper: Hyper, episodes: Episode) -> Any:
+    def _eager_gradient(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: int) -> Any:
+        """Return what the tasks of a chunk contribute to means over ``tasks``."""
         gradient = grad_and_value(self.algorithm.objective, argnums=(0, 1), has_aux=True)
-        return tree_map(lambda value: value.sum(0), vmap(gradient, (None, None, 0))(theta, hyper, episodes))
+        return tree_map(lambda value: value.sum(0) / tasks, vmap(gradient, (None, None, 0))(theta, hyper, episodes))
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Return the objective, with the meta-gradient behind it."""
@@ -153,21 +155,35 @@ class Learner(LightningModule):
         self._tuned = {}
         steps = self.trainer.max_steps - self.global_step
         if self.compile_gradient is True:
-            self._chunk_gradient = torch.compile(self._eager_gradient, dynamic=False)
+            self.compile_meta_gradient()
         elif self.compile_gradient == "auto" and steps >= COMPILE_FROM_STEPS:
             self._chunk_gradient = self._compile_or_fall_back
 
-    def _compile_or_fall_back(self, theta: Params, hyper: Hyper, episodes: Episode) -> Any:
-        compiled = torch.compile(self._eager_gradient, dynamic=False)
+    def compile_meta_gradient(self) -> None:
+        """Compile the meta-gradient at its first use; raise there if that fails."""
+        self._chunk_gradient = self._compiled_gradient()
+
+    def _compiled_gradient(self) -> Callable[..., Any]:
+        """Return the meta-gradient compiled for fixed shapes, trusting that only its arguments change between calls.
+
+        To ask the network, its hooks and the algorithm at each call whether they changed takes longer than a small
+        network. PyTorch files what it compiled under the code object: a copy of it for each learner keeps them apart.
+        """
+        code = Learner._eager_gradient.__code__.replace()
+        method = MethodType(FunctionType(code, globals()), self)
+        return torch.compile(method, dynamic=False, options={"guard_filter_fn": _guards_of_arguments})
+
+    def _compile_or_fall_back(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: int) -> Any:
+        gradient = self._compiled_gradient()
         try:
-            sums = compiled(theta, hyper, episodes)
-            self._chunk_gradient = compiled
+            part = gradient(theta, hyper, episodes, tasks)
+            self._chunk_gradient = gradient
         except Exception as error:  # whatever a compiler that is missing or broken raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             log.warning("torch.compile is not available here (%s); training goes on without it", reason)
             self._chunk_gradient = self._eager_gradient
-            sums = self._eager_gradient(theta, hyper, episodes)
-        return sums
+            part = self._eager_gradient(theta, hyper, episodes, tasks)
+        return part
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Score validation tasks by their loss and metric after adaptation."""
@@ -220,6 +236,10 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         parameters = [scale * gradient for gradient in ctx.gradients]
         return None, None, *parameters, *[None] * len(parameters)
+
+
+def _guards_of_arguments(guards: Sequence[Any]) -> list[bool]:
+    return [guard.guard_type == "TENSOR_MATCH" or guard.name == "L['tasks']" for guard in guards]
 
 
 def _slice(value: Tensor, start: int, stop: int) -> Tensor:

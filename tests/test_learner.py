@@ -97,7 +97,7 @@ def test_falls_back_where_the_compiler_is_missing(config, monkeypatch, caplog):
     run = runs.build(config(*TINY, "compile=auto"))
     expected, _, _ = meta_gradient(run)
 
-    def compile(function, dynamic):
+    def compile(function, dynamic, options):
         def broken(*_):
             raise RuntimeError("no C++ compiler")
 

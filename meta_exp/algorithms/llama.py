@@ -62,9 +62,9 @@ class LLAMA(MAML):
     def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
         """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""
         theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
-        nll = self.query_nll(theta_i, hyper, episode)
-        data = getattr(episode, self.data)
-        posterior = self.curvature.posterior(theta_i, data, self.likelihood.at(hyper), hyper)
+        likelihood = self.likelihood.at(hyper)
+        nll = likelihood.nll(self.predict(theta_i, episode.query.x), episode.query.y)
+        posterior = self.curvature.posterior(theta_i, getattr(episode, self.data), likelihood, hyper)
         log_det = posterior.log_det_ratio().to(nll.dtype)
         total = nll + self.weight * log_det
         if self.prior_term:

@@ -63,7 +63,7 @@ class MAML:
     def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
         """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""
         theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
-        nll = self.query_nll(theta_i, hyper, episode)
+        nll = self.likelihood.at(hyper).nll(self.predict(theta_i, episode.query.x), episode.query.y)
         return nll / len(episode.query.y), {}
 
     def posterior(self, theta_i: Params, data: Examples, hyper: Hyper) -> Posterior | None:
@@ -71,7 +71,3 @@ class MAML:
         if self.curvature is None:
             return None
         return self.curvature.posterior(theta_i, data, self.likelihood.at(hyper), hyper)
-
-    def query_nll(self, theta_i: Params, hyper: Hyper, episode: Episode) -> Tensor:
-        """Return -log p(Q_i | theta_i), a sum over the query points."""
-        return self.likelihood.at(hyper).nll(self.predict(theta_i, episode.query.x), episode.query.y)

@@ -37,7 +37,8 @@ class DualPosterior(Posterior):
 
     def __init__(self, rows: Rows, tau: Tensor, layers: dict[str, nn.Module], jacobian: Callable[[Tensor], Rows]):
         self.rows, self.tau, self.layers, self.jacobian = rows, tau.double(), layers, jacobian
-        gram = torch.stack([block.gram(block) for block in rows.values()]).sum(0)
+        gram = sum(block.gram(block) for block in rows.values())
+        assert isinstance(gram, Tensor)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # cholesky_ex: values that are not finite go through to the objective, whose guard names the remedy
         self.factor = torch.linalg.cholesky_ex(eye + gram / self.tau).L

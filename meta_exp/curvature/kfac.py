@@ -8,14 +8,16 @@ r"""K-FAC ('expand'): a Kronecker product for each linear and convolutional laye
 
 Eigenvalues are those of the smaller Gram matrix: of A with at most N x positions, of B with at most passes x N x
 positions. Draws and variances rotate to the eigenbases, thin ones, because H is tau on all that they leave out. The
-product is the exact GGN block for one point, or for one linear layer with Gaussian outputs.
+product is the exact GGN block of a linear layer for one point, or where all points have the same output gradients, as
+the last layer's are under a Gaussian.
 
 Output gradients take one backward pass for each column of S_n, and N times as many where batch statistics couple the
 points. ``probes`` takes that many passes in all, each along S_n r_n for random signs r_n: the mean of B and d over
-signs is exact, in coupled networks too. Signs are read from a fixed table at an offset that the task's inputs give:
-they vary between tasks, so that their errors average out in training and no direction of the outputs is left out for
-good; and for one task they are constants, so that the objective stays a function of theta alone, whatever the step,
-chunk or device, and no random generator runs inside vmap.
+signs is exact, in coupled networks too; the log det is concave in them, so that on average it lies below that of all
+passes. Signs are read from a fixed table at an offset that the task's inputs give: they vary between tasks, so that
+their errors average out in training and no direction of the outputs is left out for good; and for one task they are
+constants, so that the objective stays a function of theta alone, whatever the step, chunk or device, and no random
+generator runs inside vmap.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from meta_exp.adaptation import Params
 from meta_exp.checks import require
 from meta_exp.curvature.dual import Dual
-from meta_exp.curvature.rows import Directions, Outer, Rows, with_bias
+from meta_exp.curvature.rows import Directions, Outer, Rows
 from meta_exp.curvature.taps import Taps, layers_with_parameters
 
 
@@ -34,5 +34,5 @@ class LastLayer(Dual):
         """Return the rows of D_n^T J_n for the last layer."""
         outputs, inputs, _ = self.taps.linearize(params, x)
         d = directions(outputs)
-        features = with_bias(self.layer, inputs[self.name]).repeat_interleave(d.shape[-1], 0)
-        return {self.name: Outer(d.mT.flatten(0, 1), features)}
+        features = inputs[self.name].repeat_interleave(d.shape[-1], 0)
+        return {self.name: Outer(d.mT.flatten(0, 1), features, self.layer.bias is not None)}

@@ -26,42 +26,47 @@ from meta_exp.models.norm import Affine, couples_points
 
 @dataclass(frozen=True)
 class Outer:
-    """Rows g_r a_r^T of one linear layer: ``g`` [R, O], ``a`` [R, I]."""
+    """Rows g_r [a_r; 1]^T of one linear layer: ``g`` [R, O], ``a`` [R, I]; the 1 is there if it has a ``bias``."""
 
     g: Tensor
     a: Tensor
+    bias: bool
 
     def __len__(self) -> int:
         return len(self.g)
 
+    @property
+    def inputs(self) -> Tensor:
+        """The rows' right factors [R, I] or [R, I + 1]."""
+        return torch.cat([self.a, torch.ones_like(self.a[:, :1])], 1) if self.bias else self.a
+
     def gram(self, other: Any) -> Tensor:
         """Inner products [R, R'] with the rows of another block of the same layer and kind, in float64."""
-        return (self.a.double() @ other.a.double().T) * (self.g.double() @ other.g.double().T)
+        return (_products(self.a, other.a) + self.bias) * _products(self.g, other.g)
 
     def apply(self, matrix: Tensor) -> Tensor:
         """Inner products [R] with a parameter matrix [O, I]."""
-        return ((self.g @ matrix) * self.a).sum(-1)
+        return ((self.g @ matrix) * self.inputs).sum(-1)
 
     def combine(self, weights: Tensor) -> Tensor:
         """Sum the rows with ``weights`` [R] to a parameter matrix [O, I]."""
-        return (weights[:, None] * self.g).T @ self.a
+        return (weights[:, None] * self.g).T @ self.inputs
 
     def squares(self, group: int) -> Tensor:
         """Inner products [R / group, group, group] among each ``group`` consecutive rows, in float64."""
-        g, a = (t.double().unflatten(0, (-1, group)) for t in (self.g, self.a))
-        return (a @ a.mT) * (g @ g.mT)
+        return (squares(self.a.double(), group) + self.bias) * squares(self.g.double(), group)
 
     def column_squares(self) -> Tensor:
         """Sum of the rows' squares, elementwise, [O, I] in float64."""
-        return (self.g.double() ** 2).T @ self.a.double() ** 2
+        return (self.g.double() ** 2).T @ self.inputs.double() ** 2
 
     def project(self, left: Tensor, right: Tensor) -> Tensor:
         """left^T row right for each row, [R, L, K] in float64, with ``left`` [O, L] and ``right`` [I, K]."""
-        return (self.g.double() @ left)[:, :, None] * (self.a.double() @ right)[:, None, :]
+        return (self.g.double() @ left)[:, :, None] * (self.inputs.double() @ right)[:, None, :]
 
     def dense(self) -> Tensor:
         """The rows written out, [R, O, I]."""
-        return self.g[:, :, None] * self.a[:, None, :]
+        return self.g[:, :, None] * self.inputs[:, None, :]
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Dense:
 
     def gram(self, other: Any) -> Tensor:
         """Inner products [R, R'] with the rows of another block of the same layer and kind, in float64."""
-        return self.rows.flatten(1).double() @ other.rows.flatten(1).double().T
+        return _products(self.rows.flatten(1), other.rows.flatten(1))
 
     def apply(self, matrix: Tensor) -> Tensor:
         """Inner products [R] with a parameter matrix [O, I]."""
@@ -139,6 +144,12 @@ def cotangents(d: Tensor, coupled: bool) -> Tensor:
     return torch.einsum("nm,nck->nkmc", eye, d).flatten(0, 1)
 
 
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Inner products [R, R'] of the rows of x and y, in float64."""
+    left = x.double()
+    return left @ (left if y is x else y.double()).T
+
+
 def squares(rows: Tensor, group: int) -> Tensor:
     """Inner products [R / group, group, group] among each ``group`` consecutive rows [R, P]."""
     grouped = rows.unflatten(0, (-1, group))
@@ -177,10 +188,10 @@ def layer_rows(layer: nn.Module, a: Tensor, g: Tensor, coupled: bool) -> Block:
     A row is a point's in a pass where points are independent, [N passes] of them, else a whole pass'.
     """
     if isinstance(layer, nn.Linear):
-        a = with_bias(layer, a)
         if coupled:
-            return Dense(torch.einsum("ni,rno->roi", a, g))
-        return Outer(g.transpose(0, 1).flatten(0, 1), a.repeat_interleave(len(g), 0))
+            return Dense(torch.einsum("ni,rno->roi", with_bias(layer, a), g))
+        a = a if len(g) == 1 else a.repeat_interleave(len(g), 0)
+        return Outer(g.transpose(0, 1).flatten(0, 1), a, layer.bias is not None)
     if isinstance(layer, Affine):
         a, g = a.flatten(2) if a.ndim > 2 else a[..., None], g.flatten(3) if g.ndim > 3 else g[..., None]
         pattern = "ncs,rncs->rc" if coupled else "ncs,kncs->nkc"

@@ -70,15 +70,18 @@ def test_directions(name):
     assert_equal(dense_rows(taps, rows), expected.flatten(0, 1))
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("kind", [Outer, Dense])
-def test_block_algebra(kind):
-    """gram, apply, combine and squares against the rows written out."""
+def test_block_algebra(kind, bias):
+    """gram, apply, combine, squares, project and column_squares against the rows written out."""
     torch.manual_seed(0)
 
     def block(count):
         g, a = torch.randn(count, 3).double(), torch.randn(count, 4).double()
+        if bias:
+            a[:, -1] = 1
         dense = g[:, :, None] * a[:, None, :]
-        return Outer(g, a) if kind is Outer else Dense(dense), dense.flatten(1)
+        return Outer(g, a[:, :-1] if bias else a, bias) if kind is Outer else Dense(dense), dense.flatten(1)
 
     (ours, rows), (other, other_rows) = block(6), block(2)
     weights, matrix = torch.randn(6).double(), torch.randn(3, 4).double()
@@ -87,6 +90,10 @@ def test_block_algebra(kind):
     assert_equal(ours.apply(matrix), rows @ matrix.flatten())
     assert_equal(ours.combine(weights), (weights @ rows).view(3, 4))
     assert_equal(ours.squares(3), rows.view(2, 3, -1) @ rows.view(2, 3, -1).mT)
+    left, right = torch.randn(3, 2).double(), torch.randn(4, 2).double()
+    assert_equal(ours.project(left, right), left.T @ rows.view(6, 3, 4) @ right)
+    assert_equal(ours.column_squares(), (rows**2).sum(0).view(3, 4))
+    assert_equal(ours.dense(), rows.view(6, 3, 4))
 
 
 @pytest.mark.parametrize("name", LAYERS)
