@@ -320,30 +320,6 @@ def test_real_drawings_are_whole(real: np.ndarray) -> None:
     assert np.array_equal(real[braille, 2], real[braille, 18]), "the one duplicate of the published set"
 
 
-def test_real_drawings_are_those_of_learn2learn(
-    real: np.ndarray, omniglot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torchvision_omniglot = pytest.importorskip("torchvision.datasets.omniglot")
-    datasets = pytest.importorskip("learn2learn.vision.datasets.full_omniglot")
-    transforms = pytest.importorskip("torchvision.transforms")
-    for name, alphabet in zip(SETS, ("Blackfoot_(Canadian_Aboriginal_Syllabics)", "Angelic"), strict=True):
-        with zipfile.ZipFile(omniglot_root / "omniglot-py" / f"{name}.zip") as archive:
-            members = [member for member in archive.namelist() if f"{name}/{alphabet}/" in member]
-            archive.extractall(tmp_path / "omniglot-py", members)
-    monkeypatch.setattr(torchvision_omniglot.Omniglot, "_check_integrity", lambda self: True)  # it wants a checksum
-    resize = transforms.Resize(28, interpolation=transforms.InterpolationMode.LANCZOS)
-    theirs = datasets.FullOmniglot(str(tmp_path), transforms.Compose([resize, transforms.ToTensor(), lambda x: 1 - x]))
-    halves = theirs.dataset.datasets
-    labels = [name for half in halves for name in half._characters]
-    files = [file for half in halves for file, _ in half._flat_character_images]
-    assert len(theirs) == 20 * (14 + 20)
-    for index in range(len(theirs)):
-        image, label = theirs[index]
-        drawing = int(Path(files[index]).stem.split("_")[1]) - 1
-        ours = real[character_names().index(labels[label]), drawing, ..., 0]
-        torch.testing.assert_close(torch.from_numpy(ours[None] / np.float32(255)), image, rtol=0, atol=1e-6)
-
-
 def test_real_episodes(omniglot_root: Path, real: np.ndarray) -> None:
     family = Omniglot(str(omniglot_root), ways=20, shots=5, queries=15)
     for split in ("train", "validation", "test"):
