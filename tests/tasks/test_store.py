@@ -96,7 +96,10 @@ DAMAGES = {
     "noise": (lambda content: os.urandom(len(content)), "its header cannot be read"),
     "no JSON": (lambda content: content.replace(b"{", b"(", 1), "its header cannot be read"),
     "a name": (damage_header, "it has another class names"),
-    "a hash": (lambda content: content.replace(b'digests\\": [\\"', b'digests\\": [\\"x', 1).replace(b" ", b"", 1), "header"),
+    "a hash": (
+        lambda content: content.replace(b'digests\\": [\\"', b'digests\\": [\\"x', 1).replace(b" ", b"", 1),
+        "header",
+    ),
     "a pixel": (
         lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
         "its images of class 4 are not",
@@ -168,7 +171,7 @@ def test_without_a_writable_folder_images_stay_in_memory(
 
 
 def test_a_full_disk_is_an_error_that_leaves_nothing(source: Source, cache: Path) -> None:
-    """A limit on the size of files stands for the end of the disk: the kernel then refuses to write, as it does there."""
+    """A limit on the size of files stands for the end of the disk: the kernel refuses to write, as it does there."""
     big = replace(source, shape=(5, 3, 400, 400, 1), convert=lambda: iter(np.zeros((5, 3, 400, 400, 1), np.uint8)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
