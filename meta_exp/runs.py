@@ -74,7 +74,7 @@ def build(cfg: DictConfig) -> Run:
     lr = cfg.optimizer.lr
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
     family = constructor(cfg.dataset, "dataset")()
-    stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks")(family)
+    stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
     learner = build_learner(cfg, family)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
     if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":

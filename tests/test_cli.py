@@ -146,7 +146,7 @@ def test_help_is_for_people_and_quick(tmp_path):
     assert result.stdout.count("uv run train.py") >= 5
     for words in (
         "algorithm: llama, maml",
-        "dataset: omniglot, sinusoid",
+        "dataset: harmonic, linear, mini_imagenet, omniglot, sinusoid, step",
         "curvature: diagonal, ggn, hessian, kfac, last_layer, none",
     ):
         assert words in result.stdout

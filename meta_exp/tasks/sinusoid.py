@@ -1,76 +1,25 @@
-"""The sinusoid family of Finn, Abbeel and Levine (2017): y = A sin(x - phase) + noise.
+"""The sinusoid family of Finn, Abbeel and Levine (2017): y = A sin(f x - phase) + noise, with f = 1 in the paper.
 
-A ~ U[amplitude], phase ~ U[phase], x ~ U[x_range], noise ~ N(0, noise^2); every split has the same distribution
-and draws of its own.
+A ~ U[amplitude], f ~ U[frequency], phase ~ U[phase].
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 
 import numpy as np
-import torch
 
-from meta_exp.checks import require
-from meta_exp.tasks.episode import Episode, Examples
-
-Range = tuple[float, float]
+from meta_exp.tasks.curves import Curves, CurveTasks, Range, uniform
 
 
 @dataclass(frozen=True)
-class Sinusoid:
-    """Tasks with ``shots`` support and ``queries`` query points, inputs of shape [1] and one output."""
+class Sinusoid(CurveTasks):
+    """Sinusoids of random amplitude and phase, and of random frequency (in radians a unit of x) where asked."""
 
-    shots: int = 10
-    queries: int = 10
-    meta_batch: int = 25
     amplitude: Range = (0.1, 5.0)
     phase: Range = (0.0, pi)
-    x_range: Range = (-5.0, 5.0)
-    noise: float = 0.0
+    frequency: Range = (1.0, 1.0)
 
-    input_shape = (1,)
-    outputs = 1
-    classes = False
-
-    def __post_init__(self) -> None:
-        """Refuse empty tasks, reversed ranges and negative noise."""
-        for name in ("shots", "queries", "meta_batch"):
-            require(getattr(self, name) >= 1, f"dataset.{name}", "at least 1", getattr(self, name))
-        for name in ("amplitude", "phase", "x_range"):
-            low_high = getattr(self, name)
-            ordered = len(low_high) == 2 and low_high[0] <= low_high[1]
-            require(ordered, f"dataset.{name}", "[low, high] with low <= high", list(low_high))
-        require(self.noise >= 0, "dataset.noise", "a standard deviation >= 0", self.noise)
-
-    def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
-        """Draw ``tasks`` tasks; x and y are float32 of shape [tasks, points, 1]."""
-        curve = self._curves(rng, tasks)
-        x = rng.uniform(*self.x_range, size=(tasks, self.shots + self.queries, 1))
-        y = curve(x) + self.noise * rng.standard_normal(x.shape)
-        support, query = slice(None, self.shots), slice(self.shots, None)
-        return Episode(_examples(x[:, support], y[:, support]), _examples(x[:, query], y[:, query]))
-
-    def draw_curves(self, rng: np.random.Generator, tasks: int, points: int = 200) -> Episode:
-        """Draw tasks for a picture: the query set is the true curve, free of noise, on a grid over ``x_range``.
-
-        The support set lies in the left half of the range, so that the right half shows what the learner does not know.
-        """
-        curve = self._curves(rng, tasks)
-        low, high = self.x_range
-        x = np.sort(rng.uniform(low, (low + high) / 2, size=(tasks, self.shots, 1)), axis=1)
-        y = curve(x) + self.noise * rng.standard_normal(x.shape)
-        grid = np.tile(np.linspace(low, high, points)[:, None], (tasks, 1, 1))
-        return Episode(_examples(x, y), _examples(grid, curve(grid)))
-
-    def to(self, device: torch.device) -> None:
-        """Hold nothing on a device: each batch is moved as it is drawn."""
-
-    def _curves(self, rng: np.random.Generator, tasks: int) -> Callable[[np.ndarray], np.ndarray]:
-        amplitude = rng.uniform(*self.amplitude, size=(tasks, 1, 1))
-        phase = rng.uniform(*self.phase, size=(tasks, 1, 1))
-        return lambda x: amplitude * np.sin(x - phase)
-
-
-def _examples(x: np.ndarray, y: np.ndarray) -> Examples:
-    return Examples(torch.from_numpy(x).float(), torch.from_numpy(y).float())
+    def curves(self, rng: np.random.Generator, tasks: int) -> Curves:
+        """Draw amplitude, phase and frequency of each task."""
+        amplitude, phase, frequency = (uniform(rng, r, tasks) for r in (self.amplitude, self.phase, self.frequency))
+        return lambda x: amplitude * np.sin(frequency * x - phase)

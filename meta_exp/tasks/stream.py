@@ -2,7 +2,8 @@
 
 Whatever the device, the chunking or the moment at which a run was stopped and continued, batch k holds the same tasks.
 Validation and test tasks take a seed of their own, and each task a key of its own, so that every run, algorithm and
-meta-batch size is scored on the same ones.
+meta-batch size is scored on the same ones. With ``num_tasks`` the training tasks are as many as that, images and points
+included: task i is a function of (seed, i), and batch k draws its tasks from them by its own key.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from meta_exp.checks import require
 from meta_exp.tasks.episode import Episode
 
 SPLITS = ("train", "validation", "test")
+FIXED = len(SPLITS)  # stands for the split in the keys of a finite number of training tasks
 EVALUATION_SEED = 0
 EVALUATION_BATCH = 10  # tasks at once in validation and test; bounds the memory of predictive draws
 
@@ -56,27 +58,41 @@ class CurveFamily(TaskFamily, Protocol):
         """Draw tasks whose query set is the true curve on a grid."""
 
 
-def draw_batch(family: TaskFamily, seed: int, split: str, k: int, rank: int = 0) -> Episode:
-    """Draw meta-batch k of a split, with ``family.meta_batch`` tasks."""
-    return family.draw(split, _generator(seed, split, k, rank), family.meta_batch)
+def draw_batch(
+    family: TaskFamily, seed: int, split: str, k: int, rank: int = 0, num_tasks: int | None = None
+) -> Episode:
+    """Draw meta-batch k of a split, with ``family.meta_batch`` tasks.
+
+    They are new ones, or else some of ``num_tasks``, each equally likely, and none twice in a batch, unless there are
+    fewer than it holds.
+    """
+    rng = _generator(seed, SPLITS.index(split), k, rank)
+    if num_tasks is None:
+        return family.draw(split, rng, family.meta_batch)
+    chosen = rng.choice(num_tasks, family.meta_batch, replace=num_tasks < family.meta_batch)
+    return _stack([family.draw(split, _generator(seed, FIXED, int(i)), 1) for i in chosen])
 
 
 def draw_tasks(family: TaskFamily, split: str, start: int, stop: int) -> Episode:
     """Draw the evaluation tasks start .. stop-1 of a split, the same for every run."""
-    tasks = [family.draw(split, _generator(EVALUATION_SEED, split, k), 1) for k in range(start, stop)]
-    return tree_map(lambda *fields: torch.cat(fields), *tasks)
+    keys = range(start, stop)
+    return _stack([family.draw(split, _generator(EVALUATION_SEED, SPLITS.index(split), k), 1) for k in keys])
 
 
 class TaskStream(LightningDataModule):
     """Training meta-batches from the trainer's step on, and fixed validation and test tasks."""
 
-    def __init__(self, family: TaskFamily, seed: int, validation_tasks: int, test_tasks: int) -> None:
+    def __init__(
+        self, family: TaskFamily, seed: int, validation_tasks: int, test_tasks: int, num_tasks: int | None = None
+    ) -> None:
         require(seed >= 0, "seed", "an integer >= 0", seed)
         require(validation_tasks >= 1, "validation_tasks", "at least 1", validation_tasks)
         require(test_tasks >= 2, "test_tasks", "at least 2, for an interval", test_tasks)
+        require(num_tasks is None or num_tasks >= 1, "num_tasks", "null, for new tasks without end, or >= 1", num_tasks)
         super().__init__()
         self.family = family
         self.seed = seed
+        self.num_tasks = num_tasks
         counts = {"validation": validation_tasks, "test": test_tasks}
         self._batches = {split: EvaluationBatches(family, split, tasks) for split, tasks in counts.items()}
 
@@ -124,12 +140,16 @@ class TrainingBatches:
         self.stream = stream
 
     def __iter__(self) -> Iterator[Episode]:
-        trainer = self.stream.trainer
+        stream, trainer = self.stream, self.stream.trainer
         assert trainer is not None
         first = trainer.global_step * trainer.accumulate_grad_batches
         for k in count(first):
-            yield draw_batch(self.stream.family, self.stream.seed, "train", k, trainer.global_rank)
+            yield draw_batch(stream.family, stream.seed, "train", k, trainer.global_rank, stream.num_tasks)
 
 
-def _generator(seed: int, split: str, k: int, rank: int = 0) -> np.random.Generator:
-    return np.random.default_rng((seed, SPLITS.index(split), k, rank))
+def _generator(seed: int, split: int, k: int, rank: int = 0) -> np.random.Generator:
+    return np.random.default_rng((seed, split, k, rank))
+
+
+def _stack(tasks: list[Episode]) -> Episode:
+    return tree_map(lambda *fields: torch.cat(fields), *tasks)

@@ -1,17 +1,13 @@
-"""Class-indexed episodes: their invariants, the law of their draws, rotations, refusals, and the cache of pixels."""
+"""Class-indexed episodes: their invariants, the law of their draws, rotations, devices and refusals."""
 
-import logging
-import os
 import re
-import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from meta_exp.tasks.images import ImageTasks, cached, check_sizes, distinct
+from meta_exp.tasks.images import ImageTasks, check_sizes, distinct
 
 CLASSES, IMAGES, SIDE = 6, 5, 3
 WAYS, SHOTS, QUERIES, TASKS = 4, 2, 3, 50
@@ -29,7 +25,8 @@ def store(classes: int = CLASSES, images: int = IMAGES) -> Tensor:
 
 def sampler(**sizes: int) -> ImageTasks:
     sizes = {"ways": WAYS, "shots": SHOTS, "queries": QUERIES} | sizes
-    return ImageTasks({"train": store(), "test": store()}, rotated=("train",), **sizes)
+    classes = {split: np.arange(CLASSES) for split in ("train", "test")}
+    return ImageTasks(store(), classes, rotated=("train",), **sizes)
 
 
 def upright(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +73,7 @@ def test_rotations_are_counterclockwise_quarters_and_only_where_asked() -> None:
 
 def test_pixels_and_channels_are_kept() -> None:
     images = torch.randint(256, (3, 2, 4, 4, 3), dtype=torch.uint8)
-    tasks = ImageTasks({"test": images}, ways=3, shots=1, queries=1)
+    tasks = ImageTasks(images, {"test": np.arange(3)}, ways=3, shots=1, queries=1)
     choice = tasks.choose("test", np.random.default_rng(0), 2)
     x = tasks.draw("test", np.random.default_rng(0), 2).query.x
     expected = images[choice.classes, choice.images[..., 1]].permute(0, 1, 4, 2, 3) / 255
@@ -124,7 +121,7 @@ def test_classes_images_and_labels_are_drawn_uniformly() -> None:
         ({"shots": 0}, "dataset.shots: expected at least 1, got 0"),
         ({"queries": 0}, "dataset.queries: expected at least 1, got 0"),
         ({"ways": 7}, "dataset.ways: expected at most 6, the classes of split test, got 7"),
-        ({"shots": 3}, "shots + dataset.queries: expected at most 5, the images of a class in split train, got 6"),
+        ({"shots": 3}, "shots + dataset.queries: expected at most 5, the images of a class, got 6"),
     ],
 )
 def test_sizes_out_of_range_are_refused(sizes: dict[str, int], message: str) -> None:
@@ -138,99 +135,46 @@ def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="split: expected one of train, test, got valid"):
         sampler().draw("valid", np.random.default_rng(0), 1)
     with pytest.raises(ValueError, match="rotations: expected square images, got 2 x 3"):
-        ImageTasks({"train": torch.zeros(2, 2, 2, 3, 1, dtype=torch.uint8)}, 2, 1, 1, rotated=("train",))
+        ImageTasks(torch.zeros(2, 2, 2, 3, 1, dtype=torch.uint8), {"train": np.arange(2)}, 2, 1, 1, rotated=("train",))
 
 
-# The cache
+def test_a_split_shows_its_own_classes_only() -> None:
+    own = {"train": np.array([0, 2, 5]), "test": np.array([1, 3])}
+    tasks = ImageTasks(store(), own, ways=2, shots=1, queries=1, rotated=("train",))
+    for split, classes in own.items():
+        x = tasks.draw(split, np.random.default_rng(0), TASKS).query.x
+        assert set(upright(x)[0].unique().tolist()) == set(classes)
 
 
-PIXELS = np.arange(24, dtype=np.uint8).reshape(4, 6)
+def test_channels_are_normalised_after_scaling() -> None:
+    images = torch.randint(256, (3, 2, 4, 4, 3), dtype=torch.uint8)
+    sizes = {"classes": {"test": np.arange(3)}, "ways": 3, "shots": 1, "queries": 1}
+    plain, normal = ImageTasks(images, **sizes), ImageTasks(images, **sizes, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    x, z = (tasks.draw("test", np.random.default_rng(0), 2).query.x for tasks in (plain, normal))
+    torch.testing.assert_close(z[:, :, 1], (x[:, :, 1] - 0.2) / 2)
+    torch.testing.assert_close(z[:, :, 2], (x[:, :, 2] - 0.3) / 4)
 
 
-def unexpected() -> np.ndarray:
-    raise AssertionError("built again")
+def test_augmentation_is_for_its_splits_and_a_function_of_the_key() -> None:
+    images = torch.randint(256, (3, 4, 16, 16, 3), dtype=torch.uint8)
+    classes = {split: np.arange(3) for split in ("train", "test")}
+    plain, augmented = (ImageTasks(images, classes, 3, 1, 2, augmented=splits) for splits in ((), ("train",)))
+    one, other, again = (tasks.draw("train", np.random.default_rng(0), 2) for tasks in (plain, augmented, augmented))
+    assert torch.equal(one.query.y, other.query.y)
+    assert (one.query.x != other.query.x).flatten(2).any(-1).all(), "each image is changed"
+    assert torch.equal(other.query.x, again.query.x)
+    one, other = (tasks.draw("test", np.random.default_rng(0), 2) for tasks in (plain, augmented))
+    assert torch.equal(one.query.x, other.query.x)
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("META_EXP_CACHE", str(tmp_path / "a" / "cache"))
-    return tmp_path / "a" / "cache"
-
-
-def test_cache_builds_once_and_then_opens(cache: Path) -> None:
-    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
-    np.testing.assert_array_equal(cached("name", PIXELS.shape, unexpected), PIXELS)
-    assert sorted(file.name for file in cache.iterdir()) == ["name.npy", "name.npy.lock"]
-
-
-def test_cache_of_another_name_is_not_used(cache: Path) -> None:
-    cached("old", PIXELS.shape, lambda: PIXELS)
-    np.testing.assert_array_equal(cached("new", PIXELS.shape, lambda: PIXELS + 1), PIXELS + 1)
-
-
-@pytest.mark.parametrize("damage", ["empty", "truncated", "header", "noise", "shape", "dtype", "archive"])
-def test_damaged_cache_is_rebuilt_with_one_line(damage: str, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    cached("name", PIXELS.shape, lambda: PIXELS)
-    file = cache / "name.npy"
-    content = file.read_bytes()
-    if damage in ("shape", "dtype"):
-        np.save(file, PIXELS[:3] if damage == "shape" else PIXELS.astype(np.int64))
-    elif damage == "archive":
-        np.savez(file.with_suffix(""), PIXELS)
-        file.with_suffix(".npz").replace(file)
-    else:
-        spoilt = {"empty": b"", "truncated": content[:-1], "header": content.replace(b"{", b"(("), "noise": b"\0" * 200}
-        file.write_bytes(spoilt[damage])
-    with caplog.at_level(logging.INFO):
-        np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
-    assert [record.getMessage() for record in caplog.records] == [f"Rebuilding the damaged data cache {file}"]
-    np.testing.assert_array_equal(cached("name", PIXELS.shape, unexpected), PIXELS)
-
-
-def test_cache_without_a_writable_folder_keeps_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("META_EXP_CACHE", str(tmp_path / "file" / "cache"))
-    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
-    [record] = caplog.records
-    assert record.getMessage().startswith("Cannot write the data cache, so the images stay in memory")
-
-
-def test_cache_survives_a_full_disk(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def full(descriptor: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
-    [record] = caplog.records
-    assert "No space left on device" in record.getMessage()
-    assert [file.name for file in cache.iterdir()] == ["name.npy.lock"]
-
-
-def test_a_failed_build_leaves_nothing(cache: Path) -> None:
-    with pytest.raises(AssertionError, match="built again"):
-        cached("name", PIXELS.shape, unexpected)
-    assert [file.name for file in cache.iterdir()] == ["name.npy.lock"]
-    np.testing.assert_array_equal(cached("name", PIXELS.shape, lambda: PIXELS), PIXELS)
-
-
-def test_one_builds_and_the_others_wait(cache: Path) -> None:
-    started, release, builds = threading.Event(), threading.Event(), []
-
-    def build() -> np.ndarray:
-        builds.append(1)
-        started.set()
-        assert release.wait(10)
-        return PIXELS
-
-    workers = [threading.Thread(target=cached, args=("name", PIXELS.shape, build)) for _ in range(3)]
-    for worker in workers:
-        worker.start()
-    assert started.wait(10)
-    release.set()
-    for worker in workers:
-        worker.join()
-    assert builds == [1]
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("free", "where"), [(10**9, "cuda"), (100, "cpu")])
+def test_images_move_to_a_gpu_where_they_fit(free: int, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
+    tasks = sampler()
+    expected = tasks.draw("train", np.random.default_rng(0), TASKS)
+    tasks.to("cuda")
+    assert tasks.images.device.type == where
+    episode = tasks.draw("train", np.random.default_rng(0), TASKS)
+    assert episode.query.x.device.type == "cuda"
+    assert torch.equal(episode.query.x.cpu(), expected.query.x)

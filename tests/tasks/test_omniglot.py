@@ -15,12 +15,13 @@ from meta_exp.tasks.omniglot import Omniglot, character_names, split_groups
 
 SOUP = {"images_background": {"Aa": 2, "B-b_(c)": 3}, "images_evaluation": {"Dd": 2}}
 SETS = list(SOUP)
+SPLIT_NAMES = ("learn2learn", "maml", "lake")
 Tree = dict[str, bytes]
 
 
-def png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray, mode: str = "1") -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels).convert("1").save(stream, "png")
+    Image.fromarray(pixels).convert(mode).save(stream, "png")
     return stream.getvalue()
 
 
@@ -61,11 +62,11 @@ def pack(root: Path, name: str, tree: Tree) -> Path:
 
 
 def read(root: Path) -> np.ndarray:
-    return omniglot.read_omniglot(root / "omniglot-py")
+    return Omniglot(str(root)).store.pixels
 
 
-def cache_files(root: Path) -> list[Path]:
-    return sorted((root / "cache").glob("*.npy"))
+def cache_files(root: Path) -> list[str]:
+    return sorted(file.name for file in (root / "cache").iterdir() if file.suffix != ".lock")
 
 
 def shrunk(content: bytes) -> np.ndarray:
@@ -91,7 +92,6 @@ def test_folders_hold_what_zip_files_hold(root: Path) -> None:
             archive.extractall(root / "omniglot-py")
         file.unlink()
     np.testing.assert_array_equal(read(root), from_zip)
-    assert len(cache_files(root)) == 2
 
 
 def test_the_data_set_offers_what_a_learner_needs(root: Path) -> None:
@@ -114,32 +114,39 @@ def test_rotations_make_classes_for_training_only(root: Path) -> None:
         assert set(sampler.choose(split, np.random.default_rng(0), 100).turns.ravel()) == turns
 
 
-def test_a_changed_source_is_converted_anew(root: Path, soup: dict[str, Tree]) -> None:
+def test_a_changed_source_is_converted_anew(
+    root: Path, soup: dict[str, Tree], caplog: pytest.LogCaptureFixture
+) -> None:
     before = np.array(read(root))
     tree = dict(soup[SETS[1]])
     first = min(tree)
     tree[first] = png(np.zeros((105, 105), np.uint8))
     pack(root, SETS[1], tree)
     after = read(root)
-    assert len(cache_files(root)) == 2
+    [record] = caplog.records
+    assert record.getMessage().endswith("is stale: it has another stamp")
+    assert len(cache_files(root)) == 1
     assert (after[5, 0] == 255).all()
     assert (after != before).any(axis=(2, 3, 4)).sum() == 1
 
 
-def test_content_of_the_same_size_has_another_stamp(root: Path, soup: dict[str, Tree]) -> None:
-    tree = dict(soup[SETS[0]])
-    first = min(tree)
-    before = omniglot.list_drawings(pack(root, SETS[0], tree))
-    tree[first] = tree[first][:-1] + b"!"
-    after = omniglot.list_drawings(pack(root, SETS[0], tree))
-    assert [name for name in after if after[name] != before[name]] == [first]
+def test_a_file_changed_in_a_folder_is_noticed(root: Path) -> None:
+    for name in SETS:
+        file = root / "omniglot-py" / f"{name}.zip"
+        with zipfile.ZipFile(file) as archive:
+            archive.extractall(root / "omniglot-py")
+        file.unlink()
+    before = np.array(read(root))
+    drawing = root / "omniglot-py/images_evaluation/Dd/character01/0001_01.png"
+    drawing.write_bytes(png(np.zeros((105, 105), np.uint8)))
+    assert (read(root) != before).any(axis=(2, 3, 4)).sum() == 1
 
 
-def test_a_repacked_source_is_the_same(root: Path, soup: dict[str, Tree]) -> None:
-    read(root)
-    pack(root, SETS[0], dict(reversed(soup[SETS[0]].items())))
-    read(root)
-    assert len(cache_files(root)) == 1
+def test_the_store_names_classes_and_published_sets(root: Path) -> None:
+    store = Omniglot(str(root)).store
+    assert store.class_names == character_names()
+    assert store.split_names == ["images_background"] * 5 + ["images_evaluation"] * 2
+    store.verify()
 
 
 def test_a_second_reading_opens_the_cache(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +170,13 @@ FAULTS: dict[str, tuple[Callable[[Tree], Tree], str]] = {
     "nothing": (lambda tree: {}, r"2 alphabets with 5 characters and 20 drawings of each, got no alphabet Aa, B-b_\("),
     "size": (
         lambda tree: tree | {"images_background/Aa/character02/0001_03.png": png(np.zeros((28, 105), np.uint8))},
-        "expected 105 x 105 pixels in images_background/Aa/character02/0001_03.png, got 105 x 28",
+        "expected 105 x 105 pixels of one bit in images_background/Aa/character02/0001_03.png, got 105 x 28 of mode 1",
+    ),
+    "mode": (
+        lambda tree: (
+            tree | {"images_background/Aa/character02/0001_03.png": png(np.zeros((105, 105), np.uint8), "RGB")}
+        ),
+        "expected 105 x 105 pixels of one bit in .*0001_03.png, got 105 x 105 of mode RGB",
     ),
     "no image": (
         lambda tree: tree | {"images_background/Aa/character02/0001_03.png": b"<html>"},
@@ -221,6 +234,8 @@ def test_a_missing_set_says_where_it_belongs(gone: str, root: Path) -> None:
         Omniglot(str(root)).to("cpu")
     message = str(caught.value)
     folder = root / "omniglot-py"
+    assert "9.5 MB" in message
+    assert "dataset.download=true" in message
     assert message.startswith(f"dataset.root: expected {gone}.zip or {gone}/ in {folder}, got neither; put ")
     assert "META_EXP_DATA" in message
     assert "\n" not in message
@@ -234,6 +249,7 @@ def test_a_missing_set_says_where_it_belongs(gone: str, root: Path) -> None:
         ({"queries": 0}, "dataset.queries: expected at least 1, got 0"),
         ({"meta_batch": 0}, "dataset.meta_batch: expected at least 1, got 0"),
         ({"split_by": "drawer"}, "dataset.split_by: expected character or alphabet, got drawer"),
+        ({"split": "vinyals"}, "dataset.split: expected learn2learn, maml or lake, got vinyals"),
         ({"split_seed": -1}, "dataset.split_seed: expected an integer >= 0, got -1"),
     ],
 )
@@ -260,10 +276,28 @@ def test_splits_are_disjoint_complete_and_seeded(split_by: str) -> None:
     assert names == again != other
 
 
+@pytest.mark.parametrize("split_by", ["character", "alphabet"])
+def test_published_protocols(split_by: str) -> None:
+    usual, maml, lake = (Omniglot("", split=split, split_by=split_by).split_classes for split in SPLIT_NAMES)  # type: ignore[arg-type]
+    assert set(maml["train"]) == set(usual["train"]) | set(usual["validation"])
+    assert set(maml["test"]) == set(usual["test"])
+    assert set(maml["validation"]) <= set(maml["train"])
+    assert not set(maml["test"]) & set(maml["train"])
+    assert set(lake["test"]) == set(range(964, 1623))
+    assert set(lake["train"]) | set(lake["validation"]) == set(range(964))
+    assert not set(lake["train"]) & set(lake["validation"])
+    counts = [[len(splits[name]) for name in ("train", "validation", "test")] for splits in (usual, maml, lake)]
+    if split_by == "character":
+        assert counts == [[1100, 100, 423], [1200, 100, 423], [864, 100, 659]]
+    for splits in (usual, lake) if split_by == "alphabet" else ():
+        alphabets = [{character_names()[index].split("/")[0] for index in classes} for classes in splits.values()]
+        assert sum(map(len, alphabets)) == 50
+
+
 def test_alphabets_stay_together() -> None:
     _, alphabet = np.unique([name.split("/")[0] for name in character_names()], return_inverse=True)
     for seed in range(100):
-        splits = split_groups(alphabet, seed)
+        splits = split_groups(alphabet, omniglot.SPLITS, seed)
         assert sum(len(set(alphabet[classes])) for classes in splits.values()) == 50
         for (split, classes), wanted in zip(splits.items(), (1100, 100, 423), strict=True):
             assert abs(len(classes) - wanted) <= 55, split
@@ -274,7 +308,7 @@ def test_alphabets_stay_together() -> None:
 
 @pytest.fixture(scope="session")
 def real(omniglot_root: Path) -> np.ndarray:
-    return omniglot.read_omniglot(omniglot_root / "omniglot-py")
+    return Omniglot(str(omniglot_root)).store.pixels
 
 
 def test_real_drawings_are_whole(real: np.ndarray) -> None:
@@ -286,30 +320,6 @@ def test_real_drawings_are_whole(real: np.ndarray) -> None:
     assert np.array_equal(real[braille, 2], real[braille, 18]), "the one duplicate of the published set"
 
 
-def test_real_drawings_are_those_of_learn2learn(
-    real: np.ndarray, omniglot_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torchvision_omniglot = pytest.importorskip("torchvision.datasets.omniglot")
-    datasets = pytest.importorskip("learn2learn.vision.datasets.full_omniglot")
-    transforms = pytest.importorskip("torchvision.transforms")
-    for name, alphabet in zip(SETS, ("Blackfoot_(Canadian_Aboriginal_Syllabics)", "Angelic"), strict=True):
-        with zipfile.ZipFile(omniglot_root / "omniglot-py" / f"{name}.zip") as archive:
-            members = [member for member in archive.namelist() if f"{name}/{alphabet}/" in member]
-            archive.extractall(tmp_path / "omniglot-py", members)
-    monkeypatch.setattr(torchvision_omniglot.Omniglot, "_check_integrity", lambda self: True)  # it wants a checksum
-    resize = transforms.Resize(28, interpolation=transforms.InterpolationMode.LANCZOS)
-    theirs = datasets.FullOmniglot(str(tmp_path), transforms.Compose([resize, transforms.ToTensor(), lambda x: 1 - x]))
-    halves = theirs.dataset.datasets
-    labels = [name for half in halves for name in half._characters]
-    files = [file for half in halves for file, _ in half._flat_character_images]
-    assert len(theirs) == 20 * (14 + 20)
-    for index in range(len(theirs)):
-        image, label = theirs[index]
-        drawing = int(Path(files[index]).stem.split("_")[1]) - 1
-        ours = real[character_names().index(labels[label]), drawing, ..., 0]
-        torch.testing.assert_close(torch.from_numpy(ours[None] / np.float32(255)), image, rtol=0, atol=1e-6)
-
-
 def test_real_episodes(omniglot_root: Path, real: np.ndarray) -> None:
     family = Omniglot(str(omniglot_root), ways=20, shots=5, queries=15)
     for split in ("train", "validation", "test"):
@@ -318,6 +328,7 @@ def test_real_episodes(omniglot_root: Path, real: np.ndarray) -> None:
         assert query.x.shape == (2, 300, 1, 28, 28)
         assert 0.02 < query.x.mean() < 0.2
     choice = family.sampler.choose("test", np.random.default_rng(0), 2)
-    rows = family.split_classes["test"][choice.classes]
+    rows = choice.classes
+    assert np.isin(rows, family.split_classes["test"]).all()
     x = family.draw("test", np.random.default_rng(0), 2).support.x.unflatten(1, (20, 5))[:, :, 0, 0]
     np.testing.assert_allclose(x.numpy(), real[rows, choice.images[..., 0], ..., 0] / np.float32(255), atol=1e-6)

@@ -1,5 +1,8 @@
 """Batches are a function of their key alone, and evaluation tasks are the same for everybody."""
 
+from collections import Counter
+
+import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
@@ -41,3 +44,39 @@ def test_training_begins_where_the_trainer_stands():
     stream.trainer = Trainer()
     first = next(iter(stream.train_dataloader()))
     assert same(first, draw_batch(FAMILY, 3, "train", 10, rank=1))
+
+
+def rows(episode):
+    return {tuple(row) for row in episode.support.x.flatten(1).tolist()}
+
+
+def test_ranks_and_batches_draw_distinct_tasks():
+    seen = [rows(draw_batch(FAMILY, 0, "train", k, rank)) for k in range(5) for rank in range(4)]
+    assert len(set.union(*seen)) == 5 * 4 * FAMILY.meta_batch
+
+
+def test_a_finite_number_of_training_tasks():
+    batches = [draw_batch(FAMILY, 0, "train", k, num_tasks=6) for k in range(50)]
+    assert same(batches[7], draw_batch(FAMILY, 0, "train", 7, num_tasks=6))
+    assert all(len(rows(batch)) == FAMILY.meta_batch for batch in batches), "none is twice in a batch"
+    assert len(set.union(*map(rows, batches))) == 6
+    assert rows(draw_batch(FAMILY, 0, "train", 0, rank=1, num_tasks=6)) <= set.union(*map(rows, batches))
+    assert not rows(draw_batch(FAMILY, 1, "train", 0, num_tasks=6)) & set.union(*map(rows, batches))
+    assert draw_batch(FAMILY, 0, "train", 0, num_tasks=2).query.y.shape == (4, 10, 1)
+
+
+def test_each_of_a_finite_number_of_tasks_is_as_likely():
+    counts = Counter(
+        tuple(row)
+        for k in range(300)
+        for row in draw_batch(FAMILY, 0, "train", k, num_tasks=6).support.x.flatten(1).tolist()
+    )
+    assert all(abs(count - 200) < 5 * (200 * (1 - 4 / 6)) ** 0.5 for count in counts.values())
+
+
+def test_a_finite_number_of_tasks_is_for_training_and_at_least_one():
+    stream = TaskStream(FAMILY, seed=0, validation_tasks=10, test_tasks=10, num_tasks=3)
+    [batch] = stream.test_dataloader()
+    assert same(batch, draw_tasks(FAMILY, "test", 0, 10))
+    with pytest.raises(ValueError, match="num_tasks: expected null, for new tasks without end, or >= 1, got 0"):
+        TaskStream(FAMILY, seed=0, validation_tasks=10, test_tasks=10, num_tasks=0)
