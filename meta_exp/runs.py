@@ -50,6 +50,7 @@ for message in (
 ):
     warnings.filterwarnings("ignore", message=message)
 Metrics = dict[str, Any]
+FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
 
 
 @dataclass
@@ -73,6 +74,7 @@ def build(cfg: DictConfig) -> Run:
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
     family = constructor(cfg.dataset, "dataset")()
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks")(family)
+    seed_everything(cfg.seed, verbose=False)
     learner = build_learner(cfg, family)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
     if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
@@ -90,7 +92,6 @@ def build(cfg: DictConfig) -> Run:
 
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     """Build the model with its likelihood, curvature and algorithm."""
-    seed_everything(cfg.seed, verbose=False)
     likelihood = constructor(cfg.likelihood, "likelihood")()
     expected, got = ("categorical", "gaussian") if family.classes else ("gaussian", "categorical")
     fits = isinstance(likelihood, Categorical) == family.classes
@@ -116,7 +117,7 @@ def train(cfg: DictConfig) -> float:
     cfg.run_name = run_name(folder)
     run = build(cfg)
     (folder / "metrics.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    (folder / "config.yaml").write_text(f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True))
     log.info("run folder: %s", folder)
     finished = False
     try:
