@@ -17,7 +17,7 @@ import time
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from meta_exp import plots
 from meta_exp.algorithms import LLAMA
@@ -37,6 +36,7 @@ from meta_exp.learner import Learner
 from meta_exp.likelihood import Categorical
 from meta_exp.progress import TrainingProgress
 from meta_exp.schema import constructor, from_keys
+from meta_exp.scores import score_tasks, summarize
 from meta_exp.tasks.stream import TaskFamily, TaskStream
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,9 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
     trainer.save_checkpoint(folder / "last.ckpt")
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
-    trainer.test(learner, run.stream, verbose=False)
+    scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
+    for logger in trainer.loggers:
+        logger.log_metrics({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
     assert run.best.best_model_score is not None
     validation_loss = float(run.best.best_model_score)
     pictures = plots.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
@@ -161,7 +163,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
         "best_step": best["global_step"],
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "validation/loss": validation_loss,
-        **summarize(learner.test_scores),
+        **scores,
         **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": train_s,
@@ -178,15 +180,6 @@ def run_name(folder: Path) -> str:
     parts = folder.absolute().parts
     below = parts[len(parts) - parts[::-1].index("outputs") :] if "outputs" in parts else parts[-1:]
     return re.sub(r"[^\w.-]", "-", "_".join(below))
-
-
-def summarize(scores: dict[str, Tensor]) -> Metrics:
-    """Return mean and half width of the 95 % interval, 1.96 sd / sqrt(T), of each score [T] over test tasks."""
-    summary: Metrics = {"test/tasks": len(next(iter(scores.values())))}
-    for name, values in scores.items():
-        summary[f"test/{name}"] = float(values.double().mean())
-        summary[f"test/{name}_ci95"] = float(1.96 * values.double().std() / sqrt(len(values)))
-    return summary
 
 
 def provenance() -> Metrics:
