@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from meta_exp import cli
+from meta_exp.checks import require
 
 HELP = """\
 Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
@@ -32,9 +33,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         usage="evaluate.py RUN... [key=value ...]", epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("arguments", nargs="+", metavar="RUN or key=value", help="a run's folder, or a setting")
+    parser.add_argument("arguments", nargs="*", metavar="RUN or key=value", help="a run's folder, or a setting")
     arguments = parser.parse_args().arguments
     folders = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
+    require(bool(folders), "evaluate.py", "a run's folder", "none", "see --help")
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_dir()]
     task = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in NEW_TASK)
     overrides = [override for override in overrides if override.split("=", 1)[0] not in NEW_TASK]
