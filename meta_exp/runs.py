@@ -2,6 +2,7 @@
 
 config.yaml    the resolved config          best.ckpt, last.ckpt   by validation loss, and the last step
 train.log      what happened                plots/                 pictures of new tasks
+curves.csv     validation scores by step
 metrics.json   the result, written last and atomically: its presence means that the run is finished
 """
 
@@ -32,6 +33,7 @@ from rich.table import Table
 from meta_exp import plots
 from meta_exp.algorithms import LLAMA
 from meta_exp.checks import require
+from meta_exp.curves import LearningCurve
 from meta_exp.learner import Learner
 from meta_exp.likelihood import Categorical
 from meta_exp.progress import TrainingProgress
@@ -83,7 +85,9 @@ def build(cfg: DictConfig) -> Run:
     loggers = [constructor(part, f"logger.{name}")() for name, part in (cfg.logger or {}).items()]
     try:
         trainer = constructor(cfg.trainer, "trainer")(
-            callbacks=list(callbacks.values()), logger=loggers, val_check_interval=interval
+            callbacks=[*callbacks.values(), LearningCurve(Path(cfg.run_dir) / "curves.csv")],
+            logger=loggers,
+            val_check_interval=interval,
         )
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
