@@ -197,7 +197,10 @@ def _set(cfg: DictConfig, override: Override) -> None:
     require(free, key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
     if key == "dataset.ways":
         require(value == cfg.dataset.ways, key, f"{cfg.dataset.ways}, which the network was trained for", value)
-    OmegaConf.update(cfg, key, value, merge=True, force_add=True)
+    try:
+        OmegaConf.update(cfg, key, value, merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{key}: expected another structure, got {value}; {_one_line(error)}") from error
 
 
 def _load_metrics(folder: Path) -> Metrics:
