@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from meta_exp.evaluation import Scores
 from meta_exp.metrics import COVERAGE_LEVELS, defined
@@ -195,7 +195,7 @@ def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
     n = len(means)
     if n == 1:
         return Estimate(means[0], half, f"{tasks} tasks" if half == half else "")
-    return Estimate(fmean(means), float(student.ppf(0.975, n - 1)) * stdev(means) / sqrt(n), f"{n} seeds")
+    return Estimate(fmean(means), float(stdtrit(n - 1, 0.975)) * stdev(means) / sqrt(n), f"{n} seeds")
 
 
 def _same_but_algorithm(a: Keys, b: Keys) -> bool:
