@@ -24,13 +24,16 @@ from meta_exp.adaptation import Params
 from meta_exp.algorithms import MAML
 from meta_exp.checks import require
 from meta_exp.curvature import Noise
-from meta_exp.evaluation import evaluate
+from meta_exp.evaluation import Scores, evaluate
 from meta_exp.likelihood import Hyper
+from meta_exp.metrics import defined
 from meta_exp.models import refuse_fused_norms
 from meta_exp.prediction import KINDS
 from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.foreign import Foreign
 
 log = logging.getLogger(__name__)
+COLLAPSE = 0.01  # of the log det, above its floor
 COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
 
 
@@ -77,8 +80,8 @@ class Learner(LightningModule):
         self.hyper = nn.ParameterDict(algorithm.hyperparameters())
         self._chunk_gradient = self._eager_gradient
         self._tuned: Hyper = {}
+        self._collapsed = False
         self._scores: list[dict[str, Tensor]] = []
-        self.test_scores: dict[str, Tensor] = {}
 
     def meta_parameters(self) -> tuple[Params, Hyper]:
         """Return theta and the learned hyper-parameters, detached, by name."""
@@ -123,21 +126,29 @@ class Learner(LightningModule):
         if logging_step or self.device.type == "cpu":
             self._stop_if_not_finite(objective, norm, batch)
         if logging_step:
-            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[])
+            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[]).each
             logs |= {name: score.mean() for name, score in scores.items() if name not in logs}
+            self._warn_if_collapsed(scores)
             logs |= {"objective": objective, "gradient_norm": norm}
             logs |= {name.removeprefix("log_"): value.exp() for name, value in self.hyper.items()}
             self.log_dict({f"train/{name.removeprefix('map/')}": value.detach() for name, value in logs.items()})
         parameters = [*self.model.parameters(), *self.hyper.values()]
         return _WithGradient.apply(objective, len(parameters), *parameters, *gradients)
 
-    def evaluate(self, episodes: Episode, steps: int, predictives: Sequence[str], seed: int = 0) -> dict[str, Tensor]:
-        """Score each of T tasks; the values have shape [T]. Posterior draws are a function of ``seed``."""
+    def evaluate(
+        self,
+        episodes: Episode,
+        steps: int,
+        predictives: Sequence[str],
+        seed: int = 0,
+        foreign: Foreign | None = None,
+    ) -> Scores:
+        """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
         theta, hyper = self.meta_parameters()
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives)
         noise = self.noise(episodes, seed) if any(kind != "map" for kind in predictives) else None
-        in_dims = (None, None, 0, None if noise is None else 0)
-        return vmap(score, in_dims, chunk_size=self.chunk_size)(theta, hyper, episodes, noise)
+        in_dims = (None, None, 0, None if noise is None else 0, None if foreign is None else 0)
+        return vmap(score, in_dims, chunk_size=self.chunk_size)(theta, hyper, episodes, noise, foreign)
 
     def noise(self, episodes: Episode, seed: int) -> Noise | None:
         """Draw the noise of ``samples`` posterior draws for each of T tasks, [T, samples, ...], or None."""
@@ -187,29 +198,31 @@ class Learner(LightningModule):
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Score validation tasks by their loss and metric after adaptation."""
-        self._scores.append(self.evaluate(batch, self.evaluation_steps, ["map"]))
+        self._scores.append(self.evaluate(batch, self.evaluation_steps, ["map"]).each)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation tasks."""
-        self.log_dict({f"validation/{name}": value.mean() for name, value in self._gather_scores().items()})
-
-    def test_step(self, batch: Episode, batch_idx: int) -> None:
-        """Score test tasks by all predictives."""
-        self._scores.append(self.evaluate(batch, self.evaluation_steps, self.predictives, seed=batch_idx))
-
-    def on_test_epoch_end(self) -> None:
-        """Keep the scores of all test tasks in ``test_scores``, [T] each."""
-        self.test_scores = self._gather_scores()
-        self.log_dict({f"test/{name}": value.mean() for name, value in self.test_scores.items()})
+        scores = {name: torch.cat([batch[name] for batch in self._scores]) for name in self._scores[0]}
+        self._scores = []
+        self.log_dict({f"validation/{name}": defined(name, value).mean() for name, value in scores.items()})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of theta and the learned hyper-parameters."""
         return self.optimizer(self.parameters())
 
-    def _gather_scores(self) -> dict[str, Tensor]:
-        scores = {name: torch.cat([batch[name] for batch in self._scores]) for name in self._scores[0]}
-        self._scores = []
-        return scores
+    def _warn_if_collapsed(self, scores: dict[str, Tensor]) -> None:
+        """Say once that the outputs depend on nothing but their bias; the log det rewards that."""
+        if self._collapsed or "log_det" not in scores:
+            return
+        log_det, floor = scores["log_det"].mean(), scores["log_det_floor"].mean()
+        self._collapsed = bool(log_det < (1 + COLLAPSE) * floor)
+        if self._collapsed:
+            log.warning(
+                "step %d: the network has collapsed: log det is %.4g, that of outputs that depend on their bias alone; "
+                "try a smaller algorithm.eta, likelihood.learned=true, or a larger curvature.prior_precision",
+                self.global_step,
+                log_det,
+            )
 
     def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode) -> None:
         if bool(torch.isfinite(objective + norm)):

@@ -1,7 +1,8 @@
-"""Pictures of what a learner does with a new task: curves with their predictive band, images with probabilities."""
+"""Pictures: what a learner does with a new task, and the charts of a comparison."""
 
+from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -14,37 +15,79 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
+from meta_exp.charts import Chart, Curve
+from meta_exp.curvature import Noise
 from meta_exp.learner import Learner
 from meta_exp.likelihood import Gaussian
 from meta_exp.prediction import predict
 from meta_exp.tasks import Episode
 from meta_exp.tasks.stream import EVALUATION_SEED, CurveFamily, TaskFamily, draw_tasks
 
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "legend.frameon": False,
-    "savefig.dpi": 150,
-    "svg.fonttype": "none",
-}
+STYLE = Path(__file__).with_name("meta_exp.mplstyle")
+DASHES = ("-", "--", "-.", ":")  # with the markers they tell curves apart without colour
+MARKERS = "os^Dv<>PX"
 PICTURE_TASKS = 3
+DRAWS = 8  # of the posterior, in a fan
 
 
 def draw(learner: Learner, family: TaskFamily, title: str, folder: Path) -> list[Path]:
     """Draw the picture of the task family into ``folder`` as PNG and SVG, and return the files."""
-    folder.mkdir(exist_ok=True)
-    with plt.rc_context(STYLE), torch.no_grad():
+    folder.mkdir(parents=True, exist_ok=True)
+    with plt.style.context(STYLE), torch.no_grad():
         if isinstance(family, CurveFamily):
             name, figure = "fan", draw_fan(learner, family)
         else:
             name, figure = "episode", draw_episode(learner, family)
         figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-        files = [folder / f"{name}.{kind}" for kind in ("png", "svg")]
-        for file in files:
-            figure.savefig(file)
-        plt.close(figure)
+        return _save(figure, folder / name)
+
+
+def draw_charts(charts: Sequence[Chart], folder: Path) -> list[Path]:
+    """Draw each chart into ``folder`` as PNG and SVG, named for it, and return the files."""
+    with plt.style.context(STYLE):
+        return [file for chart in charts for file in _save(draw_chart(chart), folder / chart.name)]
+
+
+def draw_chart(chart: Chart) -> Figure:
+    """Draw curves with their bands, and the bars below them where there are some; legible without colour."""
+    rows, height = (2, 4.6) if chart.bars else (1, 3.4)
+    ratios = {"height_ratios": [3, 1]} if chart.bars else None
+    figure, grid = plt.subplots(
+        rows, 1, figsize=(5.6, height), layout="constrained", sharex=True, squeeze=False, gridspec_kw=ratios
+    )
+    ax = grid[0, 0]
+    if chart.diagonal:
+        ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=0)
+    for curve in chart.curves:
+        _draw_line(ax, curve, chart.steps)
+    if chart.log_x:
+        ax.set_xscale("log")
+    ax.set(title=chart.title, ylabel=chart.y_label)
+    if chart.curves:
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=1 + (len(chart.curves) > 6))
+    for j, bars in enumerate(chart.bars):
+        width = 0.8 / len(bars.x) / len(chart.bars)
+        x = np.asarray(bars.x) + (j - (len(chart.bars) - 1) / 2) * width
+        grid[1, 0].bar(x, bars.y, width, color=f"C{bars.group}", lw=0)
+        grid[1, 0].set_ylabel(chart.bars_label)
+    grid[-1, 0].set_xlabel(chart.x_label)
+    return figure
+
+
+def _draw_line(ax: Axes, curve: Curve, steps: bool) -> None:
+    dash = "--" if curve.dashed else "-" if steps else DASHES[curve.group % len(DASHES)]
+    marker = "" if steps or len(curve.x) > 40 else MARKERS[curve.group % len(MARKERS)]
+    color, drawstyle = f"C{curve.group}", "steps-mid" if steps else "default"
+    ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=curve.name, drawstyle=drawstyle)
+    if curve.low and curve.high:
+        ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, lw=0)
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    for file in files:
+        figure.savefig(file)
+    plt.close(figure)
     return files
 
 
@@ -52,8 +95,10 @@ def draw_fan(learner: Learner, family: CurveFamily) -> Figure:
     """Regression tasks whose support lies in the left half: does the learner know what it does not know?"""
     curves = family.draw_curves(np.random.default_rng(EVALUATION_SEED), PICTURE_TASKS)
     figure, axes = plt.subplots(1, PICTURE_TASKS, figsize=(11, 3.6), sharey=True, layout="constrained")
+    curves = tree_map(lambda value: value.to(learner.device), curves)
+    noise = learner.noise(curves, seed=0)
     for task, ax in enumerate(axes):
-        draw_curve(ax, learner, tree_map(lambda value, task=task: value[task].to(learner.device), curves))
+        draw_curve(ax, learner, *tree_map_only(Tensor, itemgetter(task), (curves, noise)))
         ax.set_xlabel("x")
     axes[0].set_ylabel("y")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -61,8 +106,11 @@ def draw_fan(learner: Learner, family: CurveFamily) -> Figure:
     return figure
 
 
-def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
-    """One task: the truth, the support, predictions before and after adaptation, and the band around the last."""
+def draw_curve(ax: Axes, learner: Learner, episode: Episode, noise: Noise | None = None) -> None:
+    """One task: the truth, the support, predictions before and after adaptation, the band around the last, and draws.
+
+    The draws are networks of the posterior, for the ``noise`` of each; they do not stretch the axes.
+    """
     theta, hyper = learner.meta_parameters()
     algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
     assert isinstance(likelihood, Gaussian)
@@ -83,6 +131,10 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode) -> None:
         color = "C0" if k else "gray"
         ax.plot(grid, _numpy(algorithm.predict(path[k], x)[:, 0]), style, color=color, lw=1.4, label=name)
     ax.plot(_numpy(support.x[:, 0]), _numpy(support.y[:, 0]), "o", color="C3", ms=5, label="support points", zorder=5)
+    if posterior is not None:
+        drawn = predict("sample", algorithm.predict, path[-1], x, likelihood, posterior, noise).outputs[:DRAWS, :, 0]
+        lines = ax.plot(grid, _numpy(drawn).T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
+        lines[0].set_label("posterior draws")
     ax.set_title(f"{len(support.x)} support points, MSE over the curve {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
 
 

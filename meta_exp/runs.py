@@ -2,7 +2,7 @@
 
 config.yaml    the resolved config          best.ckpt, last.ckpt   by validation loss, and the last step
 train.log      what happened                plots/                 pictures of new tasks
-prior_precision.json   tau tuned after training, if asked, and what it was tuned on
+curves.csv     validation scores by step    prior_precision.json    a tau tuned after training, and on what
 metrics.json   the result, written last and atomically: its presence means that the run is finished
 """
 
@@ -18,7 +18,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from math import isfinite, sqrt
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,16 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from meta_exp import plots
 from meta_exp.algorithms import LLAMA
 from meta_exp.checks import require
+from meta_exp.curves import LearningCurve
 from meta_exp.learner import Learner
 from meta_exp.likelihood import Categorical
 from meta_exp.progress import TrainingProgress
 from meta_exp.schema import constructor, from_keys
+from meta_exp.scores import score_tasks, summarize
 from meta_exp.tasks.stream import TaskFamily, TaskStream
 from meta_exp.tuning import check_criterion, tune
 
@@ -52,6 +53,8 @@ for message in (
 ):
     warnings.filterwarnings("ignore", message=message)
 Metrics = dict[str, Any]
+TUNED = "prior_precision.json"
+FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
 
 
 @dataclass
@@ -75,7 +78,9 @@ def build(cfg: DictConfig) -> Run:
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
     family = constructor(cfg.dataset, "dataset")()
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
+    seed_everything(cfg.seed, verbose=False)
     learner = build_learner(cfg, family)
+    check_criterion(cfg.tune_prior_precision, learner.algorithm)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
     if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
@@ -83,7 +88,9 @@ def build(cfg: DictConfig) -> Run:
     loggers = [constructor(part, f"logger.{name}")() for name, part in (cfg.logger or {}).items()]
     try:
         trainer = constructor(cfg.trainer, "trainer")(
-            callbacks=list(callbacks.values()), logger=loggers, val_check_interval=interval
+            callbacks=[*callbacks.values(), LearningCurve(Path(cfg.run_dir) / "curves.csv")],
+            logger=loggers,
+            val_check_interval=interval,
         )
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
@@ -92,7 +99,6 @@ def build(cfg: DictConfig) -> Run:
 
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     """Build the model with its likelihood, curvature and algorithm."""
-    seed_everything(cfg.seed, verbose=False)
     likelihood = constructor(cfg.likelihood, "likelihood")()
     expected, got = ("categorical", "gaussian") if family.classes else ("gaussian", "categorical")
     fits = isinstance(likelihood, Categorical) == family.classes
@@ -104,7 +110,6 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
     if isinstance(algorithm, LLAMA):
         cfg.algorithm.eta = algorithm.weight  # the saved config and the dashboards say the number
-    check_criterion(cfg.tune_prior_precision, algorithm)
     learner = from_keys(Learner, cfg, "evaluation_steps", "predictives", "samples", "chunk_size", "compile")
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
 
@@ -121,7 +126,7 @@ def train(cfg: DictConfig) -> float:
     cfg.run_name = run_name(folder)
     run = build(cfg)
     (folder / "metrics.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+    (folder / "config.yaml").write_text(f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True))
     log.info("run folder: %s", folder)
     finished = False
     try:
@@ -154,12 +159,14 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
     learner.load_state_dict(best["state_dict"])
     if cfg.tune_prior_precision:
         tuning = tune(learner, run.stream.val_dataloader(), cfg.tune_prior_precision)
-        write_json(folder / "prior_precision.json", asdict(tuning))
+        write_json(folder / TUNED, asdict(tuning))
         learner.set_prior_precision(tuning.prior_precision)
         log.info("tau tuned on validation tasks: %g (trained with %g)", tuning.prior_precision, tuning.trained_with)
         if tuning.at_edge:
             log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
-    trainer.test(learner, run.stream, verbose=False)
+    scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
+    for logger in trainer.loggers:
+        logger.log_metrics({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
     assert run.best.best_model_score is not None
     validation_loss = float(run.best.best_model_score)
     pictures = plots.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
@@ -172,7 +179,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
         "best_step": best["global_step"],
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "validation/loss": validation_loss,
-        **summarize(learner.test_scores),
+        **scores,
         **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
         "test/prior_precision": learner.prior_precision,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
@@ -190,15 +197,6 @@ def run_name(folder: Path) -> str:
     parts = folder.absolute().parts
     below = parts[len(parts) - parts[::-1].index("outputs") :] if "outputs" in parts else parts[-1:]
     return re.sub(r"[^\w.-]", "-", "_".join(below))
-
-
-def summarize(scores: dict[str, Tensor]) -> Metrics:
-    """Return mean and half width of the 95 % interval, 1.96 sd / sqrt(T), of each score [T] over test tasks."""
-    summary: Metrics = {"test/tasks": len(next(iter(scores.values())))}
-    for name, values in scores.items():
-        summary[f"test/{name}"] = float(values.double().mean())
-        summary[f"test/{name}_ci95"] = float(1.96 * values.double().std() / sqrt(len(values)))
-    return summary
 
 
 def provenance() -> Metrics:

@@ -1,24 +1,35 @@
 """Fixtures that several tests share: composed configs, the data cache and, where it is at hand, the real Omniglot."""
 
 import os
+import shutil
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
+
+from meta_exp import runs
 
 REPO = Path(__file__).parents[1]
 torch.set_num_threads(1)  # several workers share the cores
 
 
-@pytest.fixture(scope="session", autouse=True)
-def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache folder of the whole session, one for all its workers; META_EXP_CACHE is kept where it is set."""
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the whole session, one for all its workers."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_cache(shared: Path) -> Iterator[Path]:
+    """The cache folder of the whole session; META_EXP_CACHE is kept where it is set."""
     with pytest.MonkeyPatch.context() as patch:
         if not os.environ.get("META_EXP_CACHE"):
             patch.setenv("META_EXP_CACHE", str(shared / "cache"))
@@ -37,13 +48,63 @@ def omniglot_root() -> Path:
 @pytest.fixture
 def config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig]:
     """Compose train.yaml with overrides, as train.py does, for a run in a new folder."""
+    return lambda *overrides: compose_run(tmp_path_factory.mktemp("run"), *overrides)
 
-    def make(*overrides: str) -> DictConfig:
-        with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
-            cfg = compose("train", [*overrides, f"run_dir={tmp_path_factory.mktemp('run')}"], return_hydra_config=True)
-        HydraConfig.instance().set_config(cfg)
-        with open_dict(cfg):
-            del cfg["hydra"]
-        return cfg
+
+def compose_run(folder: Path, *overrides: str) -> DictConfig:
+    """Compose the config of a run in ``folder``."""
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        cfg = compose("train", [*overrides, f"run_dir={folder}"], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+@pytest.fixture(scope="session")
+def trained(shared: Path, data_cache: Path) -> Callable[..., Path]:
+    """Train a run once in the session and return its folder, which tests leave as it is."""
+
+    def make(name: str, *overrides: str) -> Path:
+        folder = shared / "runs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+            if not (folder / "metrics.json").exists():
+                runs.train(compose_run(folder, "logger=none", *overrides))
+        return folder
 
     return make
+
+
+@pytest.fixture
+def sinusoid_run(trained: Callable[..., Path]) -> Path:
+    """LLAMA on sinusoids, enough to adapt at all."""
+    quick = ["trainer.max_steps=200", "trainer.val_check_interval=200", "test_tasks=20", "validation_tasks=10"]
+    return trained("sinusoid", "trainer=smoke", *quick)
+
+
+@pytest.fixture
+def character_run(trained: Callable[..., Path], omniglot_root: Path) -> Path:
+    """MAML on three characters, no alphabet of which is in two splits: about 4 of 5 right with 5 shots."""
+    small = ["dataset.ways=3", "dataset.queries=2", "dataset.meta_batch=4", "model.filters=8", "test_tasks=10"]
+    quick = ["algorithm.first_order=true", "chunk_size=null", "optimizer.lr=0.005", "trainer.max_steps=200"]
+    names = ["dataset=omniglot", "algorithm=maml", "dataset.split_by=alphabet", "validation_tasks=10"]
+    return trained("characters", "trainer=smoke", *names, *small, *quick, "trainer.val_check_interval=200")
+
+
+@pytest.fixture(scope="session")
+def drawings(shared: Path, omniglot_root: Path) -> Path:
+    """Real drawings of the alphabet Keble, which ``character_run`` keeps for testing: a folder a character."""
+    folder = shared / "drawings"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            source = omniglot_root / "omniglot-py" / "images_evaluation"
+            if source.is_dir():
+                shutil.copytree(source / "Keble", folder)
+            else:
+                with zipfile.ZipFile(source.with_suffix(".zip")) as archive:
+                    names = [name for name in archive.namelist() if "/Keble/" in name]
+                    archive.extractall(shared, names)
+                (shared / "images_evaluation" / "Keble").rename(folder)
+    return folder

@@ -12,6 +12,7 @@ from meta_exp.evaluation import evaluate
 from meta_exp.likelihood import Categorical, Gaussian
 from meta_exp.prediction import predict
 from meta_exp.tasks.episode import Episode, Examples
+from meta_exp.tasks.foreign import Foreign
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +30,18 @@ def known(likelihood):
 
 def score(algorithm, theta, query, support=None, **options):
     episode = Episode(support or query, query)
-    return evaluate(algorithm, theta, {}, episode, None, steps=2, predictives=["map"], **options)
+    return evaluate(algorithm, theta, {}, episode, None, steps=2, predictives=["map"], **options).each
 
 
 def test_perfect_and_untrained_classifiers():
     y = torch.tensor([0, 1, 2, 1])
     algorithm, theta = known(Categorical())
-    perfect = score(algorithm, theta, Examples(200 * torch.eye(3).double()[y], y))
+    perfect = score(algorithm, theta, Examples(2000 * torch.eye(3).double()[y], y))
     assert perfect["map/accuracy"] == 1
-    assert perfect["map/nll"] == 0
+    assert perfect["map/nll"] == perfect["map/brier"] == 0
     constant = score(algorithm, theta, Examples(torch.zeros(4, 3).double(), y))
     assert_equal(constant["map/nll"], torch.tensor(math.log(3), dtype=torch.double))
+    assert_equal(constant["map/brier"], torch.tensor(2 / 3, dtype=torch.double))
 
 
 def test_perfect_and_constant_regression():
@@ -57,7 +59,7 @@ def test_steps_are_scored_along_the_path():
     theta = initial(model)
     algorithm = MAML(model=model, likelihood=Gaussian(), inner_lr=0.1)
     episode = task(episodes(Gaussian(), (2,), 1))
-    scores = evaluate(algorithm, theta, {}, episode, None, steps=3, predictives=["map"])
+    scores = evaluate(algorithm, theta, {}, episode, None, steps=3, predictives=["map"]).each
     for k, params in enumerate(algorithm.adapt(theta, episode.support, 3)):
         expected = ((algorithm.predict(params, episode.query.x) - episode.query.y) ** 2).mean()
         assert_equal(scores[f"map/mse_step_{k}"], expected)
@@ -72,10 +74,47 @@ def test_nll_is_of_the_mixture():
     algorithm = MAML(model=model, likelihood=Categorical(), curvature=curvature, inner_lr=0.1)
     episode = task(episodes(Categorical(), (2,), 3))
     noise = curvature.noise(torch.Generator().manual_seed(0), (50,), theta, len(episode.support.y), Categorical())
-    scores = evaluate(algorithm, theta, {}, episode, noise, steps=1, predictives=["sample"])
+    scores = evaluate(algorithm, theta, {}, episode, noise, steps=1, predictives=["sample"]).each
     theta_i = algorithm.adapt(theta, episode.support, 1)[-1]
     posterior = algorithm.posterior(theta_i, episode.support, {})
     drawn = predict("sample", algorithm.predict, theta_i, episode.query.x, Categorical(), posterior, noise).outputs
     chosen = drawn.softmax(-1)[:, torch.arange(len(episode.query.y)), episode.query.y]
     assert_equal(scores["sample/nll"], -chosen.mean(0).log().mean())
     assert scores["sample/nll"] < -chosen.log().mean()
+
+
+def test_foreign_images_are_told_by_their_entropy():
+    """A sure answer for the task's own points and a flat one for foreign points are told apart, and counted so."""
+    y = torch.tensor([0, 1, 2, 1])
+    algorithm, theta = known(Categorical())
+    query = Examples(2000 * torch.eye(3).double()[y], y)
+    others = torch.cat([torch.zeros(3, 3), 2000 * torch.eye(3)]).double()
+    episode = Episode(query, query)
+
+    def scores(*foreign):
+        marked = Foreign(others, torch.tensor(foreign))
+        return evaluate(algorithm, theta, {}, episode, None, marked, steps=1, predictives=["map"])
+
+    scored = scores(True, True, True, False, False, False)
+    assert scored.each["map/auroc"] == 1
+    own, foreign = scored.pooled["map/entropy"]
+    assert own[0] == own.sum() == 4
+    assert foreign[-1] == foreign.sum() == 3
+    assert scores(False, False, False, True, True, True).each["map/auroc"] == 0.5
+    assert scores(*[False] * 6).each["map/auroc"].isnan()
+
+
+def test_regression_flags_what_lies_beyond_the_support():
+    """The linearised variance grows away from the support; a constant noise flags nothing."""
+    model = mlp(inputs=1)
+    theta = initial(model)
+    curvature = GGN(model, (1,), prior_precision=1.0)
+    algorithm = MAML(model=model, likelihood=Gaussian(0.5), curvature=curvature, inner_lr=0.01)
+    x = torch.tensor([[-0.2], [0.1], [0.3]]).double()
+    far = torch.tensor([[0.0], [3.0], [-4.0], [0.2]]).double()
+    episode = Episode(Examples(x, x.sin()), Examples(far, far.sin()))
+    each = evaluate(algorithm, theta, {}, episode, None, steps=1, predictives=["map", "linearized"]).each
+    assert each["linearized/auroc"] == 1
+    assert each["map/auroc"] == 0.5
+    inside = Episode(episode.support, Examples(far[:1], far[:1].sin()))
+    assert evaluate(algorithm, theta, {}, inside, None, steps=1, predictives=["map"]).each["map/auroc"].isnan()

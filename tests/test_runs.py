@@ -1,22 +1,12 @@
-"""What a run writes: intervals over tasks, whole files only, names that dashboards can use."""
+"""What a run writes: whole files only, names that dashboards can use."""
 
 import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from meta_exp import runs
-
-
-def test_interval_is_196_standard_errors():
-    values = torch.arange(10.0)
-    summary = runs.summarize({"map/mse": values})
-    assert summary["test/tasks"] == 10
-    assert summary["test/map/mse"] == 4.5
-    assert summary["test/map/mse_ci95"] == pytest.approx(1.96 * np.std(np.arange(10), ddof=1) / math.sqrt(10))
 
 
 def test_json_is_strict_and_leaves_no_part(tmp_path):

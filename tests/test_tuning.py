@@ -68,7 +68,7 @@ def test_score_of_the_grid_is_the_evaluations_own(config):
     k = GRID.index(100.0)
     learner = runs.build(config(*TINY, "curvature.prior_precision=100")).learner
     nll = torch.cat(
-        [learner.evaluate(batch, learner.evaluation_steps, ["linearized"])["linearized/nll"] for batch in batches]
+        [learner.evaluate(batch, learner.evaluation_steps, ["linearized"]).each["linearized/nll"] for batch in batches]
     )
     assert scores[k] == pytest.approx(float(nll.mean()), rel=1e-5)
     assert scores[k] != pytest.approx(scores[k + 3], rel=1e-3)
@@ -77,10 +77,10 @@ def test_score_of_the_grid_is_the_evaluations_own(config):
 def test_set_prior_precision_reaches_evaluation_and_not_training(config):
     run = runs.build(config(*TINY))
     batch = next(iter(run.stream.val_dataloader()))
-    before = run.learner.evaluate(batch, 1, [])["log_det"]
+    before = run.learner.evaluate(batch, 1, []).each["log_det"]
     run.learner.set_prior_precision(1.0)
     assert run.learner.prior_precision == pytest.approx(1.0)
-    assert (run.learner.evaluate(batch, 1, [])["log_det"] > before).all()
+    assert (run.learner.evaluate(batch, 1, []).each["log_det"] > before).all()
     run.trainer.fit(run.learner, run.stream)
     assert run.learner.prior_precision == 1000.0
 

@@ -82,6 +82,13 @@ class Curvature(ABC):
         fixed = torch.tensor(self.prior_precision, dtype=torch.float64)
         return hyper["log_prior_precision"].exp() if "log_prior_precision" in hyper else fixed
 
+    def log_det_floor(self, outputs: Tensor, likelihood: Likelihood, hyper: Hyper) -> Tensor:
+        """Return the log det ratio of a network whose outputs [N, C] depend on nothing but a bias of their own."""
+        roots = likelihood.hessian_sqrt(outputs).double()
+        precision = (roots @ roots.mT).sum(0) / self.tau(hyper).to(roots)
+        eye = torch.eye(len(precision), dtype=precision.dtype, device=precision.device)
+        return 2 * torch.linalg.cholesky_ex(eye + precision).L.diagonal().log().sum()
+
     def prior_term(self, theta_i: Params, theta: Params, hyper: Hyper) -> Tensor:
         """Return tau / 2 ||theta_i - theta||^2 over the parameters treated."""
         squares = [((theta_i[name] - theta[name]) ** 2).sum() for name in self.parameter_names]
