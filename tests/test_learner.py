@@ -81,15 +81,46 @@ def test_same_seed_same_weights(config):
     assert not torch.equal(weights(3), weights(4))
 
 
-def test_eta_zero_trains_as_maml_does(config):
-    def weights(*overrides):
-        run = runs.build(config(*TINY, *overrides))
-        run.trainer.fit(run.learner, run.stream)
-        return run.learner.state_dict()
+@pytest.mark.parametrize("curvature", ["ggn", "kfac", "diagonal", "last_layer"])
+def test_eta_zero_writes_the_checkpoints_of_maml(trained, curvature):
+    """Weights and the optimizer's state, in both checkpoints, are equal to the last bit."""
 
-    maml, llama = weights("algorithm=maml"), weights("algorithm=llama", "algorithm.eta=0")
-    assert list(maml) == list(llama)
-    assert all(torch.equal(maml[name], llama[name]) for name in maml)
+    def checkpoints(name, *overrides):
+        folder = trained(name, *TINY, "predictives=[map]", *overrides)
+        loaded = (torch.load(folder / f"{part}.ckpt", weights_only=True) for part in ("best", "last"))
+        return [(part["state_dict"], part["optimizer_states"]) for part in loaded]
+
+    maml = checkpoints("tiny-maml", "algorithm=maml")
+    llama = checkpoints(f"tiny-{curvature}", "algorithm=llama", f"curvature={curvature}", "algorithm.eta=0")
+    torch.testing.assert_close(llama, maml, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("curvature", ["ggn", "kfac", "diagonal", "last_layer"])
+def test_trains_in_single_precision_at_any_tau(config, omniglot_root, curvature, tau):
+    """On sinusoids and on real characters, with batch norm: no failure, and weights that stay finite."""
+    small = ["dataset=omniglot", f"dataset.root={omniglot_root}", "dataset.queries=2", "model.filters=8"]
+    for settings in (TINY[2:], [*small, "dataset.meta_batch=2", "chunk_size=null"]):
+        choice = ["algorithm=llama", f"curvature={curvature}", f"curvature.prior_precision={tau}"]
+        run = runs.build(config(*TINY[:2], *settings, *choice, "algorithm.eta=0.5", "validation_tasks=2"))
+        run.trainer.fit(run.learner, run.stream)
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.learner.parameters())
+
+
+@pytest.mark.parametrize("tau", [1e-2, 1e6])
+def test_warns_once_of_a_collapsed_network(config, caplog, tau):
+    """Training is not warned of; the same network is, once, when its outputs are made to depend on their bias alone."""
+    run = runs.build(config(*TINY, f"curvature.prior_precision={tau}"))
+    run.trainer.fit(run.learner, run.stream)
+    assert "collapsed" not in caplog.text
+    with torch.no_grad():
+        for parameter in list(run.learner.model.parameters())[:-1]:
+            parameter.zero_()
+    scores = run.learner.evaluate(draw_batch(run.family, 0, "train", 0), 1, []).each
+    torch.testing.assert_close(scores["log_det"], scores["log_det_floor"], rtol=1e-5, atol=0)
+    for _ in range(2):
+        run.learner._warn_if_collapsed(scores)
+    assert caplog.text.count("the network has collapsed: log det is") == 1
 
 
 def test_falls_back_where_the_compiler_is_missing(config, monkeypatch, caplog):

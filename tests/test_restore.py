@@ -35,6 +35,18 @@ def test_the_learner_is_the_one_that_was_tested(sinusoid_run):
     assert not run.learner.training
 
 
+def test_a_tuned_tau_comes_with_the_run(copy):
+    """It is that of the posteriors, unless an override is about the curvature; a damaged file is refused."""
+    file = copy / "prior_precision.json"
+    file.write_text('{"prior_precision": 46.4, "criterion": "linearized"}')
+    assert open_run(copy).learner.prior_precision == pytest.approx(46.4)
+    assert open_run(copy, ["curvature.prior_precision=7"]).learner.prior_precision == 7
+    for text in ("{", '{"prior_precision": -1}', '{"prior_precision": "a"}', "{}"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"prior_precision\.json.*expected a .*precision"):
+            open_run(copy)
+
+
 def test_restoring_leaves_random_generators_alone(sinusoid_run):
     torch.manual_seed(7)
     expected = torch.rand(3)

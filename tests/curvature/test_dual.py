@@ -5,7 +5,7 @@ import torch
 from oracles import CASES, assert_equal, dense_jacobian, dense_precision, initial, mlp, unlabelled, vector
 from torch.func import grad, vmap
 
-from meta_exp.curvature import GGN, LastLayer
+from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
 from meta_exp.curvature.dual import DualNoise
 from meta_exp.likelihood import Categorical, Gaussian
 
@@ -82,13 +82,26 @@ def test_single_precision(tau, likelihood):
     assert error.norm() < 1e-5 * vector(gradient).norm()
 
 
-def test_no_underflow():
-    """With 90 000 parameters in float32, where det(H) itself is 0 or infinite, the gradient is finite and not zero."""
-    model = mlp(outputs=5, widths=(100, 100), inputs=784).float()
-    curvature, params, x = GGN(model, (784,), prior_precision=1e-3), initial(model), torch.randn(5, 784)
-    gradient = grad(lambda p: curvature.posterior(p, unlabelled(x), Categorical(), {}).log_det_ratio())(params)
-    assert vector(gradient).isfinite().all()
-    assert all(g.norm() > 0 for g in gradient.values())
+@pytest.mark.parametrize("structure", [GGN, LastLayer, KFAC, Diagonal])
+def test_no_underflow(structure):
+    """With 100 000 parameters, where det(H) is 0, log det and gradient in float32 are those of float64, and not 0."""
+    tau, tolerance = 1e-3, 1e-4
+    model = mlp(outputs=5, widths=(116, 100), inputs=784)
+    assert torch.tensor(tau).pow(vector(initial(model)).numel()) == 0
+    x = torch.randn(5, 784, generator=torch.Generator().manual_seed(0)).double()
+
+    def log_det(params, model, x):
+        curvature = structure(model, (784,), tau)
+        return curvature.posterior(params, unlabelled(x), Categorical(), {}).log_det_ratio()
+
+    params = initial(model)
+    assert vector(params).numel() > 100_000
+    expected, gradient = log_det(params, model, x), grad(log_det)(params, model, x)
+    model, params, x = model.float(), {name: p.float() for name, p in params.items()}, x.float()
+    assert_equal(log_det(params, model, x), expected, rtol=tolerance, atol=0)
+    error = vector(grad(log_det)(params, model, x)) - vector(gradient)
+    assert error.norm() < tolerance * vector(gradient).norm()
+    assert all(g.norm() > 0 for name, g in gradient.items() if structure is not LastLayer or name.startswith("5"))
 
 
 def test_hyperparameters():
