@@ -85,6 +85,8 @@ class KFAC(Curvature):
         seed: of the table of signs.
     """
 
+    default_eta = 0.01  # its log det is above the GGN's: 1.6 times on the sinusoid network at tau = 1000, more below
+
     def __init__(
         self,
         model: nn.Module,

@@ -185,6 +185,13 @@ def test_eta_zero_is_maml(name, structure, dtype):
     assert (other - theirs).norm() > 0.01 * theirs.norm()
 
 
+def test_each_structure_brings_its_own_eta():
+    """Eta is the structure's default unless it is given, 0 included."""
+    for structure, eta in ((GGN, 0.05), (LastLayer, 0.05), (KFAC, 0.01), (Diagonal, 0.01)):
+        assert llama(mlp(), (2,), Gaussian(), structure, eta=None).weight == eta
+        assert llama(mlp(), (2,), Gaussian(), structure, eta=0.0).weight == 0
+
+
 def test_small_steps_down_the_gradient_flatten():
     """A step against the gradient of eta's part alone lowers the log det at the adapted parameters."""
     model = mlp(outputs=2)
@@ -236,6 +243,7 @@ def test_compiled_equals_eager(structure):
         ({"eta": -0.1}, "algorithm.eta"),
         ({"data": "both"}, "algorithm.data"),
         ({"curvature": GGN(mlp(), (2,), learned=True)}, "algorithm.prior_term=true"),
+        ({"curvature": GGN(mlp(), (2,), learned=True), "prior_term": True, "eta": 0}, "expected algorithm.eta > 0"),
         ({"inner_lr": -1.0}, "algorithm.inner_lr"),
     ],
 )

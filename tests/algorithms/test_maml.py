@@ -21,6 +21,7 @@ from oracles import (
 from torch.func import functional_call, grad
 
 from meta_exp.algorithms import MAML
+from meta_exp.curvature import GGN
 from meta_exp.likelihood import Categorical, Gaussian
 
 
@@ -97,3 +98,10 @@ def test_learned_noise():
 def test_refusals(key, value):
     with pytest.raises(ValueError, match=f"algorithm.{key}"):
         MAML(**{"model": mlp(), "likelihood": Gaussian(), "inner_lr": 0.1, key: value})
+
+
+def test_refuses_a_learned_tau():
+    """MAML's objective holds no tau; the remedy is named."""
+    model = mlp()
+    with pytest.raises(ValueError, match=r"curvature\.learned=true: expected algorithm=llama.*tune_prior_precision"):
+        MAML(model=model, likelihood=Gaussian(), inner_lr=0.1, curvature=GGN(model, (2,), learned=True))
