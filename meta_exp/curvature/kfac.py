@@ -25,13 +25,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
 
 from meta_exp.adaptation import Params
 from meta_exp.checks import require
 from meta_exp.curvature.base import Curvature
 from meta_exp.curvature.layerwise import DiagonalPrecision, LayerPrecision, LayerwisePosterior
-from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, squares, with_bias
+from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, pull, squares, with_bias
 from meta_exp.curvature.spectrum import eigenbasis, eigenvalues
 from meta_exp.curvature.taps import Taps, layers_with_parameters
 from meta_exp.likelihood import Hyper, Likelihood
@@ -111,7 +110,7 @@ class KFAC(Curvature):
         else:
             signs = self.signs(data.x, roots.shape[-1]).to(roots.dtype)
             along = torch.einsum("nck,pnk->pnc", roots, signs) / self.probes**0.5
-        (gradients,) = vmap(pullback)(along)
+        gradients = pull(pullback, along)
         tau = self.tau(hyper).to(data.x.device).double()
         precisions: dict[str, LayerPrecision] = {}
         for name, layer in self.taps.layers.items():

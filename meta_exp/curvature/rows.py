@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from meta_exp.adaptation import Params
-from meta_exp.curvature.taps import Taps
+from meta_exp.curvature.taps import Layers, Pullback, Taps
 from meta_exp.models.norm import Affine, couples_points
 
 
@@ -132,8 +132,15 @@ def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions)
     """
     outputs, inputs, pullback = taps.linearize(params, x)
     coupled = couples_points(taps.model)
-    (gradients,) = vmap(pullback)(cotangents(directions(outputs), coupled))
+    gradients = pull(pullback, cotangents(directions(outputs), coupled))
     return {name: layer_rows(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()}
+
+
+def pull(pullback: Pullback, along: Tensor) -> Layers:
+    """Return each layer's output gradients [passes, N, ...] along ``along`` [passes, N, C]."""
+    if len(along) == 1:  # without vmap, whose bookkeeping counts in a small network
+        return {name: gradient[None] for name, gradient in pullback(along[0])[0].items()}
+    return vmap(pullback)(along)[0]
 
 
 def cotangents(d: Tensor, coupled: bool) -> Tensor:

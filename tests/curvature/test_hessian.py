@@ -110,7 +110,7 @@ def test_evaluation_scores_indefinite_tasks():
         algorithm = MAML(model=model, likelihood=Gaussian(), curvature=structure(model, (2,), tau), inner_lr=0.1)
 
         def score(episode):
-            return evaluate(algorithm, initial(model), {}, episode, None, steps=1, predictives=["map"])
+            return evaluate(algorithm, initial(model), {}, episode, None, steps=1, predictives=["map"]).each
 
         return vmap(score)(batch)
 
