@@ -6,8 +6,9 @@ r"""Production: what a trained run is for. For a new task adapt, estimate H, sam
 
 NumPy arrays come in and go out, or tensors; shapes are those of scikit-learn. A regression's x is [n_samples,
 n_features], its y [n_samples] or [n_samples, n_outputs], and a prediction has as many dimensions as y. Images are
-[n, C, H, W], or [n, H, W] for one channel, as the network saw them in training: floats in [0, 1], or uint8 up to 255,
-and in drawings strokes high, paper low; ``Predictor.read`` makes such an array of files. Classes keep their labels.
+[n, C, H, W], or [n, H, W] for one channel: floats in [0, 1], or uint8 up to 255, and in drawings strokes high, paper
+low; ``Predictor.read`` makes such an array of files, and what training normalised is normalised here. Classes keep
+their labels.
 
 A network with batch statistics sees the images of one call together, as it did in training: give it all that are to be
 predicted at once.
@@ -40,18 +41,21 @@ POINTS = 1000  # predicted at once, where points are independent; bounds the mem
 BISECTIONS = 40
 
 
-def load(folder: str | Path, overrides: str | Sequence[str] = ()) -> "Predictor":
+def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
     Args:
         folder: of the run, as train.py made it.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
+        device: where to compute; posterior draws are the same on each.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    return Predictor(open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides))
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides)
+    run.learner.to(device)
+    return Predictor(run)
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,8 @@ class Predictor:
         self.input_shape = tuple(run.family.input_shape)
         self.outputs = run.family.outputs
         self.kinds = KINDS if self.learner.algorithm.curvature else ("map",)
+        mean, std = getattr(run.family, "mean", (0.0,)), getattr(run.family, "std", (1.0,))  # of channels
+        self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (mean, std))
 
     def read(self, files: Sequence[str | Path]) -> np.ndarray:
         """Read image files of any size and mode as inputs of the network; see ``meta_exp.drawings``."""
@@ -156,7 +162,8 @@ class Predictor:
             low, high = float(values.min()), float(values.max())
             remedy = "divide by 255, or give uint8"
             require(0 <= low <= high <= 1, "x", "pixels in [0, 1]", f"{low:.4g} to {high:.4g}", remedy)
-        return values
+            values = (values - self._mean) / self._std
+        return values.to(self.learner.device)
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -168,7 +175,7 @@ class Predictor:
         if values.ndim == 1 and self.outputs == 1:
             values = values[:, None]
         require(values.shape[1:] == (self.outputs,), "y", expected, f"shape {list(values.shape)}")
-        return _finite(values, self._dtype, "y")
+        return _finite(values, self._dtype, "y").to(self.learner.device)
 
     def _labels(self, y: Array) -> tuple[Tensor, Array]:
         """Return each label's place among the sorted classes, and the classes."""
@@ -185,7 +192,8 @@ class Predictor:
         names = ", ".join(map(str, classes[:10]))
         expected = f"2 to {ways} classes, since the run was trained for {ways} ways"
         require(2 <= len(classes) <= ways, "y", expected, f"{len(classes)} ({names})")
-        return torch.from_numpy(places), torch.from_numpy(classes) if isinstance(y, Tensor) else classes
+        found = torch.from_numpy(classes) if isinstance(y, Tensor) else classes
+        return torch.from_numpy(places).to(self.learner.device), found
 
 
 @dataclass(frozen=True)
@@ -259,7 +267,8 @@ class AdaptedTask:
         generator = generator or torch.Generator().manual_seed(0)
         curvature = self.predictor.learner.algorithm.curvature
         assert curvature is not None
-        return curvature.noise(generator, (int(samples),), self.theta_i, self.points, self.likelihood)
+        noise = curvature.noise(generator, (int(samples),), self.theta_i, self.points, self.likelihood)
+        return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
     def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
         """Predict within bounded memory: draw by draw where batch statistics couple the points, else in pieces."""
@@ -289,7 +298,7 @@ class AdaptedTask:
         p = self._probabilities(outputs)
         places = p.argmax(-1)
         assert self.classes_ is not None
-        labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.numpy()]
+        labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.cpu().numpy()]
         return Classification(_as_given(p, x), _as_given(torch.special.entr(p).sum(-1), x), labels, self.classes_)
 
     def _probabilities(self, outputs: Tensor) -> Tensor:
@@ -357,4 +366,4 @@ def _finite(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 def _as_given(values: Tensor, like: Array) -> Array:
     """Return ``values`` as a tensor on the device of ``like`` if that is one, else as a NumPy array."""
-    return values.to(like.device) if isinstance(like, Tensor) else values.numpy()
+    return values.to(like.device) if isinstance(like, Tensor) else values.cpu().numpy()

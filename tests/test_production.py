@@ -1,8 +1,10 @@
 """A trained run on tasks of its user's: shapes and labels as they came, real drawings, refusals in one line."""
 
+import dataclasses
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import meta_exp
 from meta_exp import production
 from meta_exp.drawings import list_images
 from meta_exp.restore import open_run
+from meta_exp.tasks import MiniImagenet
 from meta_exp.tasks.stream import draw_tasks
 
 X = np.linspace(-4, 0, 10)[:, None]
@@ -52,6 +55,28 @@ def test_predictions_are_those_of_the_learner(sinusoid_run, sinusoid):
     expected = learner.algorithm.predict(theta_i, episodes.query.x[0]).detach()
     np.testing.assert_allclose(found.mean, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found.variance, float(hyper["log_sigma_noise"].exp() ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_draws_are_the_same_on_any_device(sinusoid_run, sinusoid, device):
+    there = meta_exp.load(sinusoid_run, device=device)
+    for kind in ("map", "sample", "linearized"):
+        ours, theirs = (learner.adapt(X, Y).predict(GRID, kind=kind) for learner in (there, sinusoid))
+        np.testing.assert_allclose(ours.mean, theirs.mean, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(ours.interval(), theirs.interval(), rtol=1e-3, atol=1e-3)
+
+
+def test_images_are_normalised_as_training_did(character_run):
+    run = open_run(character_run)
+    family = SimpleNamespace(classes=True, input_shape=(1, 28, 28), outputs=3, mean=(0.5,), std=(0.25,))
+    images = np.random.default_rng(0).integers(0, 256, (2, 28, 28), np.uint8)
+    inputs = production.Predictor(dataclasses.replace(run, family=family)).inputs(images)
+    np.testing.assert_allclose(inputs[:, 0], (images / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
+    assert MiniImagenet("x").mean == (0.0,)
+    assert MiniImagenet("x", normalize=True).std == pytest.approx((0.277, 0.268, 0.285), abs=1e-3)
 
 
 def test_adapting_helps(sinusoid):

@@ -82,6 +82,16 @@ class MiniImagenet:
         """One output for each class of an episode."""
         return self.ways
 
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Subtracted from each channel of pixels in [0, 1]."""
+        return MEAN if self.normalize else (0.0,)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Divided by, channel by channel."""
+        return STD if self.normalize else (1.0,)
+
     @cached_property
     def split_classes(self) -> dict[str, Integers]:
         """The classes of each split, in ascending order."""
@@ -102,8 +112,7 @@ class MiniImagenet:
         images = torch.from_numpy(self.store.pixels)
         tasks = ImageTasks(images, self.split_classes, self.ways, self.shots, self.queries)
         tasks.augmented = ("train",) if self.augment else ()
-        if self.normalize:
-            tasks.mean, tasks.std = MEAN, STD
+        tasks.mean, tasks.std = self.mean, self.std
         return tasks
 
     @property

@@ -16,7 +16,7 @@ class Letters:
 
     def __init__(self):
         images = torch.arange(11, dtype=torch.uint8)[:, None, None, None, None].expand(11, 6, 2, 2, 1).clone()
-        self.sampler = ImageTasks({"test": images}, ways=3, shots=1, queries=4)
+        self.sampler = ImageTasks(images, {"test": np.arange(11)}, ways=3, shots=1, queries=4)
         self.draw = self.sampler.draw
 
     def to(self, device):
