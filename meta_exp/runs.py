@@ -181,7 +181,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
         "validation/loss": validation_loss,
         **scores,
         **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
-        "test/prior_precision": learner.prior_precision,
+        "prior_precision": learner.prior_precision,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": train_s,
         **provenance(),
