@@ -105,6 +105,8 @@ class Last(Checkpoint):
         step = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches or not step:
             return
+        # Lightning counts a step twice if it finds, on continuing, that its validation is done; its loggers go by this
+        trainer.fit_loop.epoch_loop._batches_that_stepped = step
         due, number = time.monotonic() - self.saved_at >= self.interval_s, self.signal or 0
         if trainer.world_size > 1:  # all processes save together
             due = bool(trainer.strategy.broadcast(due))

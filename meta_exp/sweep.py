@@ -155,11 +155,8 @@ def _print_table(jobs: list[Job]) -> None:
         folder = Path(job["folder"])
         metrics = _read(folder / "metrics.json") if job["state"] in FINE else {}
         score = next((name for name in ("accuracy", "mse") if f"test/map/{name}" in metrics), None)
-        test = (
-            f"{score} {metrics[f'test/map/{score}']:.4g}"
-            if score
-            else shorten(job.get("reason", ""), REASON, placeholder=" ...")
-        )
+        reason = shorten(job.get("reason", ""), REASON, placeholder=" ...")
+        test = f"{score} {metrics[f'test/map/{score}']:.4g}" if score else reason
         state = "interrupted" if job["state"] == "running" else job["state"]
         loss, seconds = metrics.get("validation/loss"), metrics.get("time/train_s")
         cells = [folder.name, state, "" if loss is None else f"{loss:.4g}", test]
