@@ -82,6 +82,7 @@ def build(cfg: DictConfig) -> Run:
         require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
     lr = cfg.optimizer.lr
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
+    cfg.run_name = run_name(Path(cfg.run_dir))
     family = constructor(cfg.dataset, "dataset")()
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
     seed_everything(cfg.seed, verbose=False)
@@ -135,7 +136,6 @@ def train(cfg: DictConfig) -> float:
     """
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    cfg.run_name = run_name(folder)
     with only_writer(folder) if _main_process() else nullcontext():
         return _continue(cfg, folder)
 

@@ -24,10 +24,11 @@ def test_readable_where_it_can_be(overrides, name):
 
 
 ODD = [
-    "model.widths=[8,8]", "model.widths=[8, 9]", "model.widths=[88]", "name='a b'", 'name="a b"', "name=a-b", "name=a_b",
+    "model.widths=[8,8]", "model.widths=[8, 9]", "model.widths=[88]", "name='a b'", 'name="a b"', "name=a-b",
+    "name=a_b",
     "name='a/b'", "name='a,b=c'", "name='..'", "name=''", "name=null", "+x={a:{b:1}}", "+x={a:{b:2}}", "++x=1", "+x=1",
-    "~x", f"name={'v' * 300}", f"name={'v' * 299}w", f"name={'é' * 300}", "name='ä'", "name='a__b'", "name=_a", "a.b=1",
-    "a_b=1", "name='#?%:*<>|\\\\'",
+    "~x", f"name={'v' * 300}", f"name={'v' * 299}w", f"name='{'é' * 300}'", "name='ä'", "name='a__b'", "name=_a",
+    "a.b=1", "a_b=1", "name='#?%:*<>|\\\\'",
 ]  # fmt: skip
 
 

@@ -5,14 +5,10 @@ Children forked from one process, so that each start is cheap, are killed with S
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import pytest
 import torch
 
 REPO = Path(__file__).parents[1]

@@ -2,6 +2,7 @@
 
 import json
 import math
+
 from meta_exp import runs
 from meta_exp.files import write_json
 
