@@ -119,9 +119,8 @@ def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path, number
     single = [*SMOKE, "trainer.max_steps=1500", "trainer.val_check_interval=20", "logger=none", "hydra.run.dir=run"]
     single += ["model.widths=[4]", "dataset.meta_batch=2", "compile=false"]
     command = [sys.executable, str(REPO / "train.py"), *single]
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    pipes = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
         for line in process.stdout:
             if line.startswith("step 20 of"):
                 process.send_signal(number)
@@ -130,9 +129,7 @@ def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path, number
     assert 20 <= step < 1500
     assert f"step {step}: saved on {number.name}" in (tmp_path / "run" / "train.log").read_text()
     # the end of it, without the wait: a run whose last checkpoint is there goes on from it
-    with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with subprocess.Popen(command, **pipes) as process:
         assert any(f"continued from step {step} of 1500" in line for line in process.stdout)
         process.kill()
 
