@@ -5,16 +5,19 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from meta_exp import cli
+from meta_exp import cli, names  # noqa: F401 - Hydra asks names for the folders of a sweep
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Run ``cfg`` in its folder; the imports stand here so that --help answers at once."""
     from meta_exp import runs
+    from meta_exp.resume import Refused
 
     try:
         return runs.train(cfg)
+    except Refused:  # the folder, with its log, is not ours
+        raise
     except Exception:
         logging.getLogger("meta_exp.failure").exception("the run failed")
         raise

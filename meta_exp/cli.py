@@ -1,21 +1,34 @@
-"""How a command ends: an expected error is one clear line and exit code 1, anything else a traceback."""
+"""How a command ends: an expected error is one clear line and exit code 1, anything else a traceback.
+
+Ctrl-C and SIGTERM end it with 130 and 143, as a shell says it, in one line too.
+"""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from difflib import get_close_matches
+from types import FrameType
 
 
 def run(command: Callable[[], None]) -> None:
     """Run a Hydra command; set HYDRA_FULL_ERROR=1 to see the traceback of an expected error too."""
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         command()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         if traceback_wanted or not _expected(error):
             raise
-        sys.exit(f"error: {_one_line(error)}")
+        sys.exit(f"error: {one_line(error)}")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End in order: what is open is closed, and the lock on a run's folder is let go."""
+    sys.exit(128 + number)
 
 
 def _expected(error: Exception) -> bool:
@@ -25,7 +38,8 @@ def _expected(error: Exception) -> bool:
     return isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError | FloatingPointError)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return what an error says, in one line, without what only Hydra's authors need."""
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 

@@ -137,8 +137,9 @@ def _device(run: Restored) -> torch.device:
 
 
 def _command(folder: Path) -> str:
-    """Return the command that made the run, from the overrides that Hydra kept, or an empty string."""
-    file = folder / ".hydra" / "overrides.yaml"
+    """Return the command that made the run, from the overrides it kept, or an empty string."""
+    file = folder / "overrides.yaml"
+    file = file if file.exists() else folder / ".hydra" / "overrides.yaml"  # of a run that Hydra kept them for
     try:
         overrides = yaml.safe_load(file.read_text()) if file.exists() else None
     except (yaml.YAMLError, UnicodeDecodeError):

@@ -162,9 +162,12 @@ class Learner(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Forget a tuned tau, and compile the meta-gradient where it pays."""
+        """Forget a tuned tau, and compile the meta-gradient where it pays.
+
+        That is decided on the whole run, not on what is left: a continued run has to retrace the same bits.
+        """
         self._tuned = {}
-        steps = self.trainer.max_steps - self.global_step
+        steps = self.trainer.max_steps
         if self.compile_gradient is True:
             self.compile_meta_gradient()
         elif self.compile_gradient == "auto" and steps >= COMPILE_FROM_STEPS:

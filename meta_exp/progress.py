@@ -32,21 +32,37 @@ class TrainingProgress(Callback):
         self.bar.disable = not self.bar.console.is_terminal
         self.task = self.bar.add_task("meta-training", speed=0.0, scores="")
         self.tasks_seen = 0
-        self.first_step = 0
-        self.started = self.refreshed = self.logged = self.training_s = 0.0
+        self.earlier_tasks, self.earlier_s = 0, 0.0  # of the parts of this run before it was continued
+        self.started = self.refreshed = self.logged = time.perf_counter()
+        self.ended: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         self.started = self.refreshed = self.logged = time.perf_counter()
-        self.first_step = trainer.global_step
+        self.ended = None
+        self.earlier_tasks = self.tasks_seen
         self.bar.disable |= trainer.global_rank != 0
         self.bar.update(self.task, total=trainer.max_steps, completed=trainer.global_step)
         self.bar.start()
 
     @property
+    def training_s(self) -> float:
+        """Seconds of training so far, validation included, over all parts of this run."""
+        return self.earlier_s + (self.ended or time.perf_counter()) - self.started
+
+    @property
     def tasks_per_second(self) -> float:
-        """Training tasks a second since the start, validation included."""
-        return self.tasks_seen / max(time.perf_counter() - self.started, 1e-9)
+        """Training tasks a second of this part of the run, validation included."""
+        return (self.tasks_seen - self.earlier_tasks) / max(time.perf_counter() - self.started, 1e-9)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run that goes on has to know of its earlier parts."""
+        return {"tasks_seen": self.tasks_seen, "training_s": self.training_s}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the counts of an earlier part of this run."""
+        self.tasks_seen, self.earlier_s = state_dict["tasks_seen"], state_dict["training_s"]
+        self.started = self.ended = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -79,12 +95,11 @@ class TrainingProgress(Callback):
 
     def _log(self, trainer: Trainer, state: str) -> None:
         self.logged = time.perf_counter()
-        done, tasks = trainer.global_step, self.tasks_seen
-        per_step = tasks / (done - self.first_step) if done > self.first_step else 0.0
-        left = (trainer.max_steps - done) * per_step / self.tasks_per_second if tasks else 0.0
+        done, speed = trainer.global_step, self.tasks_per_second
+        left = (trainer.max_steps - done) * self.tasks_seen / max(done, 1) / speed if speed else 0.0
         line = "step %d of %d: %s; %.0f tasks/s, %.0f s left"
-        log.info(line, done, trainer.max_steps, state, self.tasks_per_second, left)
+        log.info(line, done, trainer.max_steps, state, speed, left)
 
     def _close(self) -> None:
-        self.training_s = time.perf_counter() - self.started
+        self.ended = time.perf_counter()
         self.bar.stop()

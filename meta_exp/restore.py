@@ -39,6 +39,10 @@ MODULES = {  # whose classes a saved config may name
     "optimizer": "torch.optim",
 }
 NEVER_BUILT = (  # what a saved config may name besides
+    "meta_exp.checkpoints.Best",
+    "meta_exp.checkpoints.Last",
+    "meta_exp.dashboard.TensorBoard",
+    "meta_exp.dashboard.WandB",
     "meta_exp.progress.TrainingProgress",
     "pytorch_lightning.Trainer",
     "pytorch_lightning.callbacks.ModelCheckpoint",

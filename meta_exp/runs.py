@@ -1,8 +1,10 @@
 """A run: from a composed config to a folder that holds everything about one training.
 
-config.yaml    the resolved config          best.ckpt, last.ckpt   by validation loss, and the last step
-train.log      what happened                plots/                 pictures of new tasks
+config.yaml    the resolved config          best.ckpt, last.ckpt    by validation loss, and the last step
+train.log      what happened                plots/                  pictures of new tasks
 curves.csv     validation scores by step    prior_precision.json    a tau tuned after training, and on what
+history.jsonl  all that was logged          overrides.yaml          the command's
+.lock          held by the process that writes here
 metrics.json   the result, written last and atomically: its presence means that the run is finished
 """
 
@@ -10,33 +12,37 @@ import json
 import logging
 import os
 import platform
-import re
 import shutil
 import subprocess
-import sys
-import time
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from meta_exp import plots
 from meta_exp.algorithms import LLAMA
+from meta_exp.checkpoints import AtomicCheckpoints, Best
 from meta_exp.checks import require
 from meta_exp.curves import LearningCurve
+from meta_exp.dashboard import Guarded, Recorder
+from meta_exp.files import write_json, write_whole
 from meta_exp.learner import Learner
 from meta_exp.likelihood import Categorical
+from meta_exp.names import run_name
 from meta_exp.progress import TrainingProgress
+from meta_exp.resume import only_writer, refuse_other_config, snapshot
 from meta_exp.schema import constructor, from_keys
 from meta_exp.scores import score_tasks, summarize
 from meta_exp.tasks.stream import TaskFamily, TaskStream
@@ -49,7 +55,6 @@ for message in (
     ".*treespec, LeafSpec.*",  # Lightning, torch.func.jvp and torch.compile ask PyTorch in ways that it has deprecated
     ".*torch.jit.script.*",
     ".*_prims_common.check.*",
-    "Checkpoint directory .* exists and is not empty",  # a run's folder holds its log before its checkpoints
 ):
     warnings.filterwarnings("ignore", message=message)
 Metrics = dict[str, Any]
@@ -65,7 +70,8 @@ class Run:
     stream: TaskStream
     learner: Learner
     trainer: Trainer
-    best: ModelCheckpoint
+    best: Best
+    recorder: Recorder
     progress: TrainingProgress
 
 
@@ -76,6 +82,7 @@ def build(cfg: DictConfig) -> Run:
         require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
     lr = cfg.optimizer.lr
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
+    cfg.run_name = run_name(Path(cfg.run_dir))
     family = constructor(cfg.dataset, "dataset")()
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
     seed_everything(cfg.seed, verbose=False)
@@ -85,16 +92,18 @@ def build(cfg: DictConfig) -> Run:
     if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
     interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
-    loggers = [constructor(part, f"logger.{name}")() for name, part in (cfg.logger or {}).items()]
+    loggers = [Guarded(constructor(part, f"logger.{name}")(), name) for name, part in (cfg.logger or {}).items()]
+    recorder = Recorder(loggers, family.meta_batch * cfg.trainer.accumulate_grad_batches)
     try:
         trainer = constructor(cfg.trainer, "trainer")(
             callbacks=[*callbacks.values(), LearningCurve(Path(cfg.run_dir) / "curves.csv")],
-            logger=loggers,
+            logger=recorder,
+            plugins=[AtomicCheckpoints()],
             val_check_interval=interval,
         )
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
-    return Run(family, stream, learner, trainer, callbacks["best"], callbacks["progress"])
+    return Run(family, stream, learner, trainer, callbacks["best"], recorder, callbacks["progress"])
 
 
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
@@ -117,44 +126,65 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
 def train(cfg: DictConfig) -> float:
     """Train, evaluate and picture one run in ``cfg.run_dir``; return the best validation loss, for searches.
 
+    A run that is finished is left as it is, and one that was interrupted goes on from its last checkpoint.
+
     Raises:
-        ValueError: a setting is out of range; nothing was trained.
+        ValueError: a setting is out of range, the folder's run has another config, or another process writes it.
         OSError: data is missing, or the run's folder cannot be written.
         FloatingPointError: the objective became infinite or NaN; last.ckpt holds the last good weights.
+        SystemExit: a signal asked the process to end; the run is saved.
     """
     folder = Path(cfg.run_dir)
-    cfg.run_name = run_name(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder) if _main_process() else nullcontext():
+        return _continue(cfg, folder)
+
+
+def _main_process() -> bool:
+    """Whether this process writes the run's folder: of several on one run, the first."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _continue(cfg: DictConfig, folder: Path) -> float:
+    """Train the run from where it stands, or return the loss of one that is finished."""
     run = build(cfg)
-    (folder / "metrics.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True))
+    config = snapshot(cfg, FORMAT)
+    refuse_other_config(folder, config)
+    result = folder / "metrics.json"
+    if result.exists():
+        log.info("finished already, skipped: %s", folder)
+        loss = json.loads(result.read_text())["validation/loss"]
+        return inf if loss is None else float(loss)
+    if run.trainer.is_global_zero:
+        write_whole(folder / "config.yaml", config)
+        if HydraConfig.initialized():
+            write_whole(folder / "overrides.yaml", yaml.safe_dump(list(HydraConfig.get().overrides.task)))
     log.info("run folder: %s", folder)
+    last = folder / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+    if step:
+        log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
     finished = False
     try:
-        for logger in run.trainer.loggers:
-            logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-        loss = _train(cfg, run, folder)
+        run.recorder.begin(OmegaConf.to_container(cfg, resolve=True), folder, step)  # type: ignore[arg-type]
+        loss = _train(cfg, run, folder, last if step else None)
         finished = True
         return loss
     finally:
-        # the next job of a sweep would go on writing into a dashboard run that is still open
-        if wandb := sys.modules.get("wandb"):
-            wandb.finish(exit_code=0 if finished else 1)
+        run.recorder.close(exit_code=0 if finished else 1)
 
 
-def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
+def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> float:
     learner, trainer = run.learner, run.trainer
     if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA):
         log.info("algorithm=maml trains without a curvature; the one given is used in evaluation only")
-    started = time.perf_counter()
     try:
-        trainer.fit(learner, run.stream)
+        trainer.fit(learner, run.stream, ckpt_path=checkpoint, weights_only=True)
     except FloatingPointError:
         # a GPU is looked at every few steps only: where the weights are lost by then, the checkpoint before stays
         if all(parameter.isfinite().all() for parameter in learner.parameters()):
             trainer.save_checkpoint(folder / "last.ckpt")
         raise
-    train_s = time.perf_counter() - started
-    trainer.save_checkpoint(folder / "last.ckpt")
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
     if cfg.tune_prior_precision:
@@ -165,11 +195,10 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
         if tuning.at_edge:
             log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
     scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
-    for logger in trainer.loggers:
-        logger.log_metrics({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
-    assert run.best.best_model_score is not None
-    validation_loss = float(run.best.best_model_score)
+    run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
+    assert run.best.score is not None
     pictures = plots.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
+    run.recorder.log_pictures(pictures, trainer.global_step)
     metrics = {
         "algorithm": cfg.choices.algorithm,
         "dataset": cfg.choices.dataset,
@@ -178,25 +207,18 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
         "steps": trainer.global_step,
         "best_step": best["global_step"],
         "parameters": sum(p.numel() for p in learner.model.parameters()),
-        "validation/loss": validation_loss,
+        "validation/loss": run.best.score,
         **scores,
         **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
         "prior_precision": learner.prior_precision,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
-        "time/train_s": train_s,
+        "time/train_s": run.progress.training_s,
         **provenance(),
     }
     write_json(folder / "metrics.json", metrics)
     print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
     log.info("pictures: %s", ", ".join(str(file) for file in pictures if file.suffix == ".png"))
-    return validation_loss
-
-
-def run_name(folder: Path) -> str:
-    """Return a name that is the folder's path below outputs/, without separators; dashboards know the run by it."""
-    parts = folder.absolute().parts
-    below = parts[len(parts) - parts[::-1].index("outputs") :] if "outputs" in parts else parts[-1:]
-    return re.sub(r"[^\w.-]", "-", "_".join(below))
+    return run.best.score
 
 
 def provenance() -> Metrics:
@@ -211,14 +233,6 @@ def provenance() -> Metrics:
         **{f"version/{package}": version(package) for package in packages},
         "git_commit": commit,
     }
-
-
-def write_json(file: Path, metrics: Metrics) -> None:
-    """Write ``metrics`` so that the file is either whole or absent; values that are not finite become null."""
-    clean = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in metrics.items()}
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(clean, indent=2, allow_nan=False) + "\n")
-    os.replace(part, file)
 
 
 def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:

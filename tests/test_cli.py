@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from math import isfinite
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 REPO = Path(__file__).parents[1]
 SMOKE = ["trainer=smoke", "test_tasks=20", "validation_tasks=10", "samples=3"]
@@ -81,6 +83,55 @@ def test_sweep_makes_a_folder_a_run(tmp_path):
     folders = sorted((tmp_path / "outputs" / "sinusoid_sweep").glob("*/"))
     assert [finished(folder)["algorithm"] for folder in folders] == ["llama", "maml"]
     assert len(list((tmp_path / "outputs" / "wandb").glob("offline-run-*/*.wandb"))) == 2  # none holds another's data
+
+
+def test_same_command_again_skips_retries_and_sums_up(tmp_path):
+    sweep = ["-m", "algorithm=maml", "optimizer.lr=1e30,0.001", *SMOKE, "logger=none"]
+    first, again = train(tmp_path, *sweep), train(tmp_path, *sweep)
+    for result, state in ((first, "done"), (again, "skipped")):
+        assert result.returncode == 1, result.stderr
+        table = [line for line in result.stdout.splitlines() if line.startswith("│ algorithm-maml__optimizer.lr-")]
+        assert [line.split("│")[2].strip() for line in table] == ["failed", state]  # all others run
+        assert "objective is nan" in table[0]
+        assert "sweep: 0 of 2 done, 1 running, 0 failed" in result.stdout
+    folders = sorted((tmp_path / "outputs" / "sinusoid_sweep").glob("*/"))
+    assert [(folder / "metrics.json").exists() for folder in folders] == [True, False]
+    assert "Traceback" in (folders[1] / "train.log").read_text()
+    assert "finished already, skipped" in again.stdout
+
+
+def test_one_config_and_one_writer_a_folder(tmp_path):
+    single = [*SMOKE, "logger=none", "hydra.run.dir=run"]
+    assert train(tmp_path, *single).returncode == 0
+    files = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    changed = train(tmp_path, *single, "algorithm.inner_lr=0.3", "seed=7")
+    assert changed.returncode == 1
+    assert "seed=0, now 7; algorithm.inner_lr=0.01, now 0.3" in changed.stderr.splitlines()[-1]
+    with FileLock(tmp_path / "run" / ".lock"):
+        second = train(tmp_path, *single)
+    assert second.returncode == 1
+    assert "expected no other process at this run" in second.stderr.splitlines()[-1]
+    assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path, number, code):
+    single = [*SMOKE, "trainer.max_steps=1500", "trainer.val_check_interval=20", "logger=none", "hydra.run.dir=run"]
+    single += ["model.widths=[4]", "dataset.meta_batch=2", "compile=false"]
+    command = [sys.executable, str(REPO / "train.py"), *single]
+    pipes = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        for line in process.stdout:
+            if line.startswith("step 20 of"):
+                process.send_signal(number)
+        assert process.wait() == code
+    step = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"]
+    assert 20 <= step < 1500
+    assert f"step {step}: saved on {number.name}" in (tmp_path / "run" / "train.log").read_text()
+    # the end of it, without the wait: a run whose last checkpoint is there goes on from it
+    with subprocess.Popen(command, **pipes) as process:
+        assert any(f"continued from step {step} of 1500" in line for line in process.stdout)
+        process.kill()
 
 
 def test_same_command_same_numbers(tmp_path):

@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import pytest
-
 from meta_exp import runs
 from meta_exp.curves import read_curve
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_row_a_validation_kept_when_a_run_goes_on(config):
     cfg = config("trainer=smoke", "logger=none", "model.widths=[8]", "validation_tasks=10")
     file = Path(cfg.run_dir) / "curves.csv"

@@ -2,30 +2,16 @@
 
 import json
 import math
-from pathlib import Path
-
-import pytest
 
 from meta_exp import runs
+from meta_exp.files import write_json
 
 
 def test_json_is_strict_and_leaves_no_part(tmp_path):
     file = tmp_path / "metrics.json"
-    runs.write_json(file, {"a": 1, "b": math.nan, "c": math.inf, "d": "é"})
+    write_json(file, {"a": 1, "b": math.nan, "c": math.inf, "d": "é"})
     assert json.loads(file.read_text()) == {"a": 1, "b": None, "c": None, "d": "é"}
     assert list(tmp_path.iterdir()) == [file]
-
-
-@pytest.mark.parametrize(
-    ("folder", "name"),
-    [
-        ("outputs/sinusoid/2026-01-01", "sinusoid_2026-01-01"),
-        ("outputs/sweep/algorithm-maml_seed-1", "sweep_algorithm-maml_seed-1"),
-        ("elsewhere/my run#1", "my-run-1"),
-    ],
-)
-def test_run_name_is_the_folder_below_outputs(tmp_path, folder, name):
-    assert runs.run_name(tmp_path / Path(folder)) == name
 
 
 def test_progress_tells_speed_and_time_left(config, caplog):

@@ -1,0 +1,39 @@
+"""Everything a run has logged, ``history.jsonl``: a line of scores at a step, from which any dashboard can be written.
+
+The line of a crash is cut, and where a run goes on from a checkpoint, so is what was logged after it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from meta_exp.files import write_whole
+
+STEP, TASKS = "step", "tasks_seen"
+Row = dict[str, Any]
+
+
+class History:
+    """The rows of the history in ``folder``, up to ``step``."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.file = folder / "history.jsonl"
+        self.rows = [row for row in read_history(self.file) if TASKS in row and row[STEP] <= step]
+        write_whole(self.file, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+    def add(self, scores: Mapping[str, float], step: int) -> None:
+        """Add what was logged at ``step``."""
+        with self.file.open("a") as stream:
+            stream.write(json.dumps({STEP: step} | dict(scores)) + "\n")
+
+
+def read_history(file: Path) -> list[Row]:
+    """Return the rows of ``history.jsonl``, none where there is no such file."""
+    rows = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:  # cut short
+            break
+    return rows
