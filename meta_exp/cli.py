@@ -8,7 +8,8 @@ from difflib import get_close_matches
 
 def run(command: Callable[[], None]) -> None:
     """Run a Hydra command; set HYDRA_FULL_ERROR=1 to see the traceback of an expected error too."""
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # a further process of a data-parallel run has inherited what the first one sets below
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
     try:
         command()

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -94,6 +96,9 @@ def build(cfg: DictConfig) -> Run:
         )
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    remedy = "a sweep runs its jobs side by side, with hydra/launcher=joblib, submitit_slurm or ray"
+    require(trainer.world_size == 1 or not in_sweep, "trainer.devices in a sweep", "1", cfg.trainer.devices, remedy)
     return Run(family, stream, learner, trainer, callbacks["best"], callbacks["progress"])
 
 
@@ -125,8 +130,11 @@ def train(cfg: DictConfig) -> float:
     folder = Path(cfg.run_dir)
     cfg.run_name = run_name(folder)
     run = build(cfg)
-    (folder / "metrics.json").unlink(missing_ok=True)
-    (folder / "config.yaml").write_text(f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True))
+    if run.trainer.is_global_zero:
+        (folder / "metrics.json").unlink(missing_ok=True)
+        (folder / "config.yaml").write_text(f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True))
+    else:  # of several processes one writes the folder and speaks; the others have their errors to say
+        logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
     finished = False
     try:
@@ -155,6 +163,10 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
         raise
     train_s = time.perf_counter() - started
     trainer.save_checkpoint(folder / "last.ckpt")
+    assert run.best.best_model_score is not None
+    validation_loss = float(run.best.best_model_score)
+    if not trainer.is_global_zero:
+        return validation_loss
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
     if cfg.tune_prior_precision:
@@ -167,8 +179,6 @@ def _train(cfg: DictConfig, run: Run, folder: Path) -> float:
     scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
     for logger in trainer.loggers:
         logger.log_metrics({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
-    assert run.best.best_model_score is not None
-    validation_loss = float(run.best.best_model_score)
     pictures = plots.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
     metrics = {
         "algorithm": cfg.choices.algorithm,
