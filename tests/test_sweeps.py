@@ -3,8 +3,12 @@
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,10 +33,10 @@ JOBS = {
 SMALL = ["trainer=smoke", "model.widths=[4]", "test_tasks=2", "validation_tasks=2", "samples=2", "logger=none"]
 
 
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def sweep(folder: Path, *arguments: str, after: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run train.py in ``folder`` with one thread, speaking to this machine only."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, str(REPO / "train.py"), *arguments, *SMALL]
+    command = [sys.executable, str(REPO / "train.py"), *arguments, *SMALL, *after]
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
 
 
@@ -121,6 +125,33 @@ def test_slurm_jobs_ask_for_one_gpu_and_are_requeued(config, tmp_path, monkeypat
     ):  # fmt: skip
         assert f"#SBATCH {flag}" in lines
     assert "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK" in lines
+
+
+SLURM = {  # one job, numbered 7, as SLURM would handle it
+    "sbatch": "cp ${@: -1} batch; echo Submitted batch job 7; SLURM_JOB_ID=7 setsid bash batch >/dev/null 2>&1 &",
+    "srun": 'while [[ $1 == --* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done; echo $$ >pid; exec "$@"',
+    "scontrol": 'echo "$@" >>requeued; (sleep 1; SLURM_JOB_ID=7 setsid bash batch >/dev/null 2>&1) &',
+    "sacct": "printf 'JobID|State|NodeList\\n7|RUNNING|here\\n'",
+}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
+def test_a_preempted_slurm_job_enters_the_queue_again_and_finishes(tmp_path, monkeypatch):
+    """SLURM's commands are scripts here; submitit, its signal handler and the run are real."""
+    for name, script in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    long = ["trainer.max_steps=300", "trainer.val_check_interval=10", "dataset.meta_batch=1"]
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(sweep, tmp_path, "-m", "seed=0", "hydra/launcher=submitit_slurm", after=long)
+        while not waiting.done() and not any("step 20 " in file.read_text() for file in tmp_path.rglob("train.log")):
+            time.sleep(0.1)
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR2)
+        result = waiting.result()
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    assert [run["steps"] for run in results(tmp_path)] == [300]
 
 
 def test_a_launcher_that_is_not_installed_names_its_extra(tmp_path):
