@@ -6,14 +6,20 @@ Ctrl-C and SIGTERM end it with 130 and 143, as a shell says it, in one line too.
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
 from types import FrameType
 
+EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
+
 
 def run(command: Callable[[], None]) -> None:
     """Run a Hydra command; set HYDRA_FULL_ERROR=1 to see the traceback of an expected error too."""
-    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    # a further process of a data-parallel run has inherited what the first one sets below
+    traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
+    # conf/hydra/launcher says more than its plugins' configs of the same names
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -35,7 +41,15 @@ def _expected(error: Exception) -> bool:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    return isinstance(error, HydraException | OmegaConfBaseException | ValueError | OSError | FloatingPointError)
+    known = HydraException | OmegaConfBaseException | ValueError | OSError | FloatingPointError
+    return isinstance(error, known) or _missing_extra(error) is not None
+
+
+def _missing_extra(error: Exception) -> str | None:
+    """Return the extra that brings a plugin which is not installed, if that is the error."""
+    if not str(error).startswith("Unknown plugin class"):
+        return None
+    return next((extra for plugin, extra in EXTRAS.items() if plugin in str(error)), None)
 
 
 def one_line(error: Exception) -> str:
@@ -45,6 +59,8 @@ def one_line(error: Exception) -> str:
 
     if isinstance(error, OSError) and error.filename and error.strerror:
         return f"{error.filename}: {error.strerror}"
+    if extra := _missing_extra(error):
+        return f"this launcher is not installed; it comes with uv run --extra {extra} train.py ..."
     text = str(error).split("Config search path")[0]
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):

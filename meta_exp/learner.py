@@ -98,27 +98,33 @@ class Learner(LightningModule):
         """Take ``tau`` for the posteriors of all further evaluations; what was trained stays."""
         self._tuned = {"log_prior_precision": torch.tensor(tau, dtype=torch.float64, device=self.device).log()}
 
-    def meta_gradient(self, episodes: Episode) -> tuple[Tensor, Params, Hyper, dict[str, Tensor]]:
-        """Return the objective, its gradients in theta and hyper-parameters, and logged scalars; means over tasks."""
+    def meta_gradient(
+        self, episodes: Episode, tasks: float | None = None
+    ) -> tuple[Tensor, Params, Hyper, dict[str, Tensor]]:
+        """Return the objective, its gradients in theta and hyper-parameters, and logged scalars; means over tasks.
+
+        ``tasks`` is what their sums are divided by, where that is not the number of ``episodes``.
+        """
         theta, hyper = self.meta_parameters()
-        tasks = len(episodes.query.y)
-        size = self.chunk_size or tasks
+        count = len(episodes.query.y)
+        size = self.chunk_size or count
         total: Any = None
-        for start in range(0, tasks, size):
+        for start in range(0, count, size):
             chunk = tree_map(partial(_slice, start=start, stop=start + size), episodes)
-            part = self._chunk_gradient(theta, hyper, chunk, tasks)
+            part = self._chunk_gradient(theta, hyper, chunk, tasks or count)
             total = part if total is None else tree_map(torch.add, total, part)
         (gradient, hyper_gradient), (objective, logs) = total
         return objective, gradient, hyper_gradient, logs
 
-    def _eager_gradient(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: int) -> Any:
+    def _eager_gradient(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
         """Return what the tasks of a chunk contribute to means over ``tasks``."""
         gradient = grad_and_value(self.algorithm.objective, argnums=(0, 1), has_aux=True)
         return tree_map(lambda value: value.sum(0) / tasks, vmap(gradient, (None, None, 0))(theta, hyper, episodes))
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Return the objective, with the meta-gradient behind it."""
-        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch)
+        tasks = self._tasks_a_process(batch)
+        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch, tasks)
         gradients = [*gradient.values(), *hyper_gradient.values()]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
@@ -127,13 +133,25 @@ class Learner(LightningModule):
             self._stop_if_not_finite(objective, norm, batch)
         if logging_step:
             scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[]).each
-            logs |= {name: score.mean() for name, score in scores.items() if name not in logs}
+            logs |= {name: score.sum() / tasks for name, score in scores.items() if name not in logs}
             self._warn_if_collapsed(scores)
-            logs |= {"objective": objective, "gradient_norm": norm}
+            reduced = [self.trainer.strategy.reduce(gradient.clone()) for gradient in gradients]
+            logs |= {"objective": objective, "gradient_norm": torch.stack(torch._foreach_norm(reduced)).norm()}
             logs |= {name.removeprefix("log_"): value.exp() for name, value in self.hyper.items()}
-            self.log_dict({f"train/{name.removeprefix('map/')}": value.detach() for name, value in logs.items()})
+            values = {f"train/{name.removeprefix('map/')}": value.detach() for name, value in logs.items()}
+            self.log_dict(values, sync_dist=True)
         parameters = [*self.model.parameters(), *self.hyper.values()]
         return _WithGradient.apply(objective, len(parameters), *parameters, *gradients)
+
+    def _tasks_a_process(self, batch: Episode) -> float:
+        """Return what a process divides its sums over tasks by, for the processes' average to be the mean over all M.
+
+        That is M / W for W processes, also where W does not divide M and their numbers of tasks differ by one.
+        """
+        ranks = self.trainer.world_size
+        if ranks == 1:
+            return len(batch.query.y)
+        return self.trainer.datamodule.family.meta_batch / ranks  # type: ignore[attr-defined]
 
     def evaluate(
         self,
@@ -187,7 +205,7 @@ class Learner(LightningModule):
         method = MethodType(FunctionType(code, globals()), self)
         return torch.compile(method, dynamic=False, options={"guard_filter_fn": _guards_of_arguments})
 
-    def _compile_or_fall_back(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: int) -> Any:
+    def _compile_or_fall_back(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
         gradient = self._compiled_gradient()
         try:
             part = gradient(theta, hyper, episodes, tasks)
@@ -207,7 +225,8 @@ class Learner(LightningModule):
         """Log the means over all validation tasks."""
         scores = {name: torch.cat([batch[name] for batch in self._scores]) for name in self._scores[0]}
         self._scores = []
-        self.log_dict({f"validation/{name}": defined(name, value).mean() for name, value in scores.items()})
+        means = {f"validation/{name}": defined(name, value).mean() for name, value in scores.items()}
+        self.log_dict(means, sync_dist=True)  # every process scores all the tasks, so that this changes nothing
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of theta and the learned hyper-parameters."""
@@ -228,7 +247,8 @@ class Learner(LightningModule):
             )
 
     def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode) -> None:
-        if bool(torch.isfinite(objective + norm)):
+        # of all processes, so that none goes on and waits for one that stopped
+        if bool(torch.isfinite(self.trainer.strategy.reduce(objective + norm, reduce_op="sum"))):
             return
         x, y = batch.support
         raise FloatingPointError(

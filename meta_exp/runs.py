@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -103,6 +104,9 @@ def build(cfg: DictConfig) -> Run:
         )
     except MisconfigurationException as error:
         raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    remedy = "a sweep runs its jobs side by side, with hydra/launcher=joblib, submitit_slurm or ray"
+    require(trainer.world_size == 1 or not in_sweep, "trainer.devices in a sweep", "1", cfg.trainer.devices, remedy)
     return Run(family, stream, learner, trainer, callbacks["best"], recorder, callbacks["progress"])
 
 
@@ -159,6 +163,8 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         write_whole(folder / "config.yaml", config)
         if HydraConfig.initialized():
             write_whole(folder / "overrides.yaml", yaml.safe_dump(list(HydraConfig.get().overrides.task)))
+    else:  # of several processes one writes the folder and speaks; the others have their errors to say
+        logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
     last = folder / "last.ckpt"
     step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
@@ -185,6 +191,9 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         if all(parameter.isfinite().all() for parameter in learner.parameters()):
             trainer.save_checkpoint(folder / "last.ckpt")
         raise
+    assert run.best.score is not None
+    if not trainer.is_global_zero:
+        return run.best.score
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
     if cfg.tune_prior_precision:
@@ -196,7 +205,6 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
             log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
     scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
-    assert run.best.score is not None
     pictures = plots.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
     run.recorder.log_pictures(pictures, trainer.global_step)
     metrics = {

@@ -47,8 +47,8 @@ def omniglot_root() -> Path:
 
 @pytest.fixture
 def config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig]:
-    """Compose train.yaml with overrides, as train.py does, for a run in a new folder."""
-    return lambda *overrides: compose_run(tmp_path_factory.mktemp("run"), *overrides)
+    """Compose train.yaml with overrides, as train.py does, for a run in a new folder or in ``run_dir``."""
+    return lambda *overrides, run_dir=None: compose_run(run_dir or tmp_path_factory.mktemp("run"), *overrides)
 
 
 def compose_run(folder: Path, *overrides: str) -> DictConfig:

@@ -1,12 +1,14 @@
-"""Meta-batches as a pure function of a key: batch k of a split depends on (seed, split, k, rank) and nothing else.
+"""Meta-batches as a pure function of a key: batch k of a split depends on (seed, split, k) and nothing else.
 
-Whatever the device, the chunking or the moment at which a run was stopped and continued, batch k holds the same tasks.
+Whatever the devices, the chunking or the moment at which a run was stopped and continued, batch k holds the same tasks:
+of W processes that train together, the one of rank r takes the tasks r, r + W, r + 2 W, ... of the one batch.
 Validation and test tasks take a seed of their own, and each task a key of its own, so that every run, algorithm and
 meta-batch size is scored on the same ones. With ``num_tasks`` the training tasks are as many as that, images and points
 included: task i is a function of (seed, i), and batch k draws its tasks from them by its own key.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from typing import Protocol, runtime_checkable
 
@@ -58,15 +60,13 @@ class CurveFamily(TaskFamily, Protocol):
         """Draw tasks whose query set is the true curve on a grid."""
 
 
-def draw_batch(
-    family: TaskFamily, seed: int, split: str, k: int, rank: int = 0, num_tasks: int | None = None
-) -> Episode:
+def draw_batch(family: TaskFamily, seed: int, split: str, k: int, num_tasks: int | None = None) -> Episode:
     """Draw meta-batch k of a split, with ``family.meta_batch`` tasks.
 
     They are new ones, or else some of ``num_tasks``, each equally likely, and none twice in a batch, unless there are
     fewer than it holds.
     """
-    rng = _generator(seed, SPLITS.index(split), k, rank)
+    rng = _generator(seed, SPLITS.index(split), k)
     if num_tasks is None:
         return family.draw(split, rng, family.meta_batch)
     chosen = rng.choice(num_tasks, family.meta_batch, replace=num_tasks < family.meta_batch)
@@ -80,7 +80,7 @@ def draw_tasks(family: TaskFamily, split: str, start: int, stop: int) -> Episode
 
 
 class TaskStream(LightningDataModule):
-    """Training meta-batches from the trainer's step on, and fixed validation and test tasks."""
+    """Training meta-batches from the trainer's step on, and fixed validation tasks; ``scores`` draws the test tasks."""
 
     def __init__(
         self, family: TaskFamily, seed: int, validation_tasks: int, test_tasks: int, num_tasks: int | None = None
@@ -93,12 +93,13 @@ class TaskStream(LightningDataModule):
         self.family = family
         self.seed = seed
         self.num_tasks = num_tasks
-        counts = {"validation": validation_tasks, "test": test_tasks}
-        self._batches = {split: EvaluationBatches(family, split, tasks) for split, tasks in counts.items()}
+        self._validation = EvaluationBatches(family, "validation", validation_tasks)
 
     def setup(self, stage: str) -> None:
-        """Move the data to the training device."""
+        """Move the data to the training device; raises ValueError where a process would be left without a task."""
         assert self.trainer is not None
+        ranks, tasks = self.trainer.world_size, self.family.meta_batch
+        require(ranks <= tasks, "trainer.devices", f"at most dataset.meta_batch = {tasks} processes", ranks)
         self.family.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> "TrainingBatches":
@@ -107,11 +108,7 @@ class TaskStream(LightningDataModule):
 
     def val_dataloader(self) -> "EvaluationBatches":
         """Return the validation tasks in batches."""
-        return self._batches["validation"]
-
-    def test_dataloader(self) -> "EvaluationBatches":
-        """Return the test tasks in batches."""
-        return self._batches["test"]
+        return self._validation
 
 
 class EvaluationBatches:
@@ -143,12 +140,17 @@ class TrainingBatches:
         stream, trainer = self.stream, self.stream.trainer
         assert trainer is not None
         first = trainer.global_step * trainer.accumulate_grad_batches
+        share = partial(_share, rank=trainer.global_rank, ranks=trainer.world_size)
         for k in count(first):
-            yield draw_batch(stream.family, stream.seed, "train", k, trainer.global_rank, stream.num_tasks)
+            yield tree_map(share, draw_batch(stream.family, stream.seed, "train", k, stream.num_tasks))
 
 
-def _generator(seed: int, split: int, k: int, rank: int = 0) -> np.random.Generator:
-    return np.random.default_rng((seed, split, k, rank))
+def _generator(seed: int, split: int, k: int) -> np.random.Generator:
+    return np.random.default_rng((seed, split, k, 0))  # without the zero all tasks would be other ones
+
+
+def _share(tasks: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
+    return tasks if ranks == 1 else tasks[rank::ranks]
 
 
 def _stack(tasks: list[Episode]) -> Episode:

@@ -252,6 +252,47 @@ def test_one_of_ten_builds_and_the_others_wait(source: Source) -> None:
     assert len(stores) == 10
 
 
+TEN = """
+import os, sys, time
+from multiprocessing import get_context
+from pathlib import Path
+import numpy as np
+from meta_exp.tasks.source import Source
+from meta_exp.tasks.store import open_store
+
+def convert():
+    with open(sys.argv[2], "a") as log:
+        print(os.getpid(), file=log)
+    for index in range(5):
+        time.sleep(0.1)  # for the others to come
+        yield np.full((3, 4, 4, 1), index, np.uint8)
+
+def job(barrier):
+    barrier.wait()
+    store = open_store(source)
+    store.verify()
+    assert store.pixels[4, 0, 0, 0, 0] == 4
+
+names = [f"class {index}" for index in range(5)]
+source = Source("small", [Path(sys.argv[1])], (5, 3, 4, 4, 1), names, ["train"] * 3 + ["test"] * 2, convert)
+context = get_context("fork")
+barrier = context.Barrier(10)
+jobs = [context.Process(target=job, args=[barrier]) for _ in range(10)]
+for process in jobs:
+    process.start()
+for process in jobs:
+    process.join()
+sys.exit(sum(process.exitcode != 0 for process in jobs))
+"""
+
+
+def test_ten_processes_that_start_at_once_build_it_once(source: Source, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TEN, str(source.files[0]), str(tmp_path / "builds")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "builds").read_text().split()) == 1
+
+
 READER = """
 import sys
 from pathlib import Path

@@ -1,6 +1,7 @@
 """Batches are a function of their key alone, and evaluation tasks are the same for everybody."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from meta_exp.tasks import Sinusoid
 from meta_exp.tasks.stream import EvaluationBatches, TaskStream, draw_batch, draw_tasks
 
 FAMILY = Sinusoid(meta_batch=4)
+PUBLISHED = [0.43624991178512573, 4.350724220275879, 3.1585354804992676]  # the first points of seed 0
 
 
 def same(a, b):
@@ -21,7 +23,7 @@ def test_a_key_gives_the_same_batch_each_time():
 
 
 def test_each_part_of_the_key_counts():
-    keys = [(0, "train", 0, 0), (1, "train", 0, 0), (0, "validation", 0, 0), (0, "train", 1, 0), (0, "train", 0, 1)]
+    keys = [(0, "train", 0), (1, "train", 0), (0, "validation", 0), (0, "train", 1)]
     batches = [draw_batch(FAMILY, *key) for key in keys]
     assert not any(same(a, b) for i, a in enumerate(batches) for b in batches[:i])
 
@@ -36,23 +38,47 @@ def test_evaluation_tasks_depend_on_neither_the_meta_batch_nor_the_batching():
     assert torch.equal(batches[1].support.x[:2], whole.support.x[10:])
 
 
-def test_training_begins_where_the_trainer_stands():
-    class Trainer:
-        global_step, accumulate_grad_batches, global_rank = 5, 2, 1
+def training_batch(rank=0, world_size=1, **settings):
+    """The first meta-batch that a process takes when it starts at step 5 with two batches a step."""
+    trainer = SimpleNamespace(global_step=5, accumulate_grad_batches=2, global_rank=rank, world_size=world_size)
+    stream = TaskStream(FAMILY, seed=3, validation_tasks=10, test_tasks=10, **settings)
+    stream.trainer = trainer
+    return next(iter(stream.train_dataloader()))
 
+
+def test_training_begins_where_the_trainer_stands():
+    assert same(training_batch(), draw_batch(FAMILY, 3, "train", 10))
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_tasks": 6}])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_processes_share_out_the_tasks_of_one_batch(ranks, settings):
+    whole = draw_batch(FAMILY, 3, "train", 10, **settings)
+    shares = [training_batch(rank, ranks, **settings) for rank in range(ranks)]
+    assert sum(len(share.query.y) for share in shares) == FAMILY.meta_batch
+    assert max(len(share.query.y) for share in shares) - min(len(share.query.y) for share in shares) <= 1
+    assert set.union(*map(rows, shares)) == rows(whole)
+
+
+def test_more_processes_than_tasks_are_refused():
     stream = TaskStream(FAMILY, seed=3, validation_tasks=10, test_tasks=10)
-    stream.trainer = Trainer()
-    first = next(iter(stream.train_dataloader()))
-    assert same(first, draw_batch(FAMILY, 3, "train", 10, rank=1))
+    stream.trainer = SimpleNamespace(world_size=5)
+    with pytest.raises(ValueError, match=r"expected at most dataset\.meta_batch = 4 processes, got 5"):
+        stream.setup("fit")
 
 
 def rows(episode):
     return {tuple(row) for row in episode.support.x.flatten(1).tolist()}
 
 
-def test_ranks_and_batches_draw_distinct_tasks():
-    seen = [rows(draw_batch(FAMILY, 0, "train", k, rank)) for k in range(5) for rank in range(4)]
-    assert len(set.union(*seen)) == 5 * 4 * FAMILY.meta_batch
+def test_batches_draw_distinct_tasks():
+    seen = [rows(draw_batch(FAMILY, 0, "train", k)) for k in range(20)]
+    assert len(set.union(*seen)) == 20 * FAMILY.meta_batch
+
+
+def test_the_tasks_of_a_key_are_those_of_published_figures():
+    x = draw_batch(FAMILY, 0, "train", 0).support.x.flatten()
+    assert x[:3].tolist() == PUBLISHED
 
 
 def test_a_finite_number_of_training_tasks():
@@ -60,7 +86,6 @@ def test_a_finite_number_of_training_tasks():
     assert same(batches[7], draw_batch(FAMILY, 0, "train", 7, num_tasks=6))
     assert all(len(rows(batch)) == FAMILY.meta_batch for batch in batches), "none is twice in a batch"
     assert len(set.union(*map(rows, batches))) == 6
-    assert rows(draw_batch(FAMILY, 0, "train", 0, rank=1, num_tasks=6)) <= set.union(*map(rows, batches))
     assert not rows(draw_batch(FAMILY, 1, "train", 0, num_tasks=6)) & set.union(*map(rows, batches))
     assert draw_batch(FAMILY, 0, "train", 0, num_tasks=2).query.y.shape == (4, 10, 1)
 
