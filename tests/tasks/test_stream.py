@@ -101,7 +101,7 @@ def test_each_of_a_finite_number_of_tasks_is_as_likely():
 
 def test_a_finite_number_of_tasks_is_for_training_and_at_least_one():
     stream = TaskStream(FAMILY, seed=0, validation_tasks=10, test_tasks=10, num_tasks=3)
-    [batch] = stream.test_dataloader()
-    assert same(batch, draw_tasks(FAMILY, "test", 0, 10))
+    [batch] = stream.val_dataloader()
+    assert same(batch, draw_tasks(FAMILY, "validation", 0, 10))
     with pytest.raises(ValueError, match="num_tasks: expected null, for new tasks without end, or >= 1, got 0"):
         TaskStream(FAMILY, seed=0, validation_tasks=10, test_tasks=10, num_tasks=0)
