@@ -45,8 +45,10 @@ NEVER_BUILT = (  # what a saved config may name besides
     "meta_exp.dashboard.WandB",
     "meta_exp.progress.TrainingProgress",
     "pytorch_lightning.Trainer",
-    "pytorch_lightning.callbacks.ModelCheckpoint",
     "pytorch_lightning.loggers.CSVLogger",
+)
+FORMERLY = (  # and what runs named that were trained before those
+    "pytorch_lightning.callbacks.ModelCheckpoint",
     "pytorch_lightning.loggers.WandbLogger",
 )
 OVERRIDABLE = (  # the keys that matter once a run is trained
@@ -160,7 +162,7 @@ def _known(path: tuple[str, ...], target: object) -> bool:
     """Whether ``target`` may stand at ``path``: a class of the group's module, or one that is never built."""
     group = path[0]
     if group not in MODULES:
-        return group in ("trainer", "logger", "callbacks") and target in NEVER_BUILT
+        return group in ("trainer", "logger", "callbacks") and target in (*NEVER_BUILT, *FORMERLY)
     module, _, name = str(target).rpartition(".")
     found = vars(import_module(MODULES[group])).get(name) if module == MODULES[group] else None
     return len(path) == 2 and inspect.isclass(found) and found.__module__.startswith(MODULES[group])
