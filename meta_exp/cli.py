@@ -20,6 +20,8 @@ def run(command: Callable[[], None]) -> None:
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     # conf/hydra/launcher says more than its plugins' configs of the same names
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/\w+' is validated against ConfigStore schema")
+    # under "uv run" Ray would have its workers write their runs into a copy of the working folder
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
     signal.signal(signal.SIGTERM, _terminate)
     try:
