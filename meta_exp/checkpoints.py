@@ -7,7 +7,6 @@ ends with exit code 128 + signal.
 """
 
 import logging
-import os
 import signal
 import threading
 import time
@@ -22,6 +21,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
 from meta_exp.checks import require
+from meta_exp.files import replacing
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -32,13 +32,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` beside ``path``, flush it and rename it."""
-        path = Path(path)
-        part = path.with_name(f"{path.name}.part")
-        with part.open("wb") as stream:
+        with replacing(Path(path), "wb") as stream:
             torch.save(checkpoint, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
 
 
 class Best(Checkpoint):

@@ -4,10 +4,11 @@ Written whole each time, so that a run continued from a checkpoint goes on where
 """
 
 import csv
-import os
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+
+from meta_exp.files import replacing
 
 PREFIX = "validation/"
 
@@ -29,12 +30,10 @@ class LearningCurve(Callback):
             return
         scores = {k: repr(float(v)) for k, v in trainer.callback_metrics.items() if k.startswith(PREFIX)}
         self.rows.append({"step": str(trainer.global_step)} | scores)
-        part = self.file.with_suffix(".part")
-        with part.open("w", newline="") as stream:
+        with replacing(self.file) as stream:
             writer = csv.DictWriter(stream, list(self.rows[-1]), extrasaction="ignore", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(part, self.file)
 
 
 def read_curve(file: Path) -> dict[str, list[float]]:

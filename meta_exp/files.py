@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,18 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write ``text`` beside ``file``, flush it to the disk and rename it."""
-    part = file.with_name(f"{file.name}.part")
-    with part.open("w") as stream:
+    """Write ``text`` so that the file is either whole or as it was."""
+    with replacing(file) as stream:
         stream.write(text)
+
+
+@contextmanager
+def replacing(file: Path, mode: str = "w") -> Iterator[Any]:
+    """Open a file beside ``file`` for writing, as text or bytes; at the end flush it to the disk and rename it."""
+    part = file.with_name(f"{file.name}.part")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with part.open(mode, **text) as stream:  # type: ignore[call-overload]
+        yield stream
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(part, file)

@@ -6,7 +6,6 @@ support has a sub-folder a class, named for it, the query is a folder of images;
 """
 
 import csv
-import os
 from collections.abc import Sequence
 from math import isfinite
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.table import Table
 
 from meta_exp.checks import require
 from meta_exp.drawings import list_images
+from meta_exp.files import replacing
 from meta_exp.production import Classification, Predictor, Regression, load
 
 SHOWN = 10  # rows of the table that is printed
@@ -136,12 +136,10 @@ def read_columns(file: Path, features: int, outputs: int = 0) -> Columns:
 
 def write_csv(file: Path, answers: Answers) -> None:
     """Write ``answers`` so that ``file`` is whole or as it was."""
-    part = file.with_name(f"{file.name}.part")
-    with part.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(file) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(answers.names)
         writer.writerows(answers.rows)
-    os.replace(part, file)
 
 
 def show(answers: Answers, title: str) -> None:

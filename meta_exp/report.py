@@ -5,7 +5,6 @@ Its policy lets no script run but its own, by a nonce, and nothing load from els
 
 import base64
 import json
-import os
 import secrets
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -19,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from meta_exp.charts import Chart, Curve
+from meta_exp.files import write_whole
 from meta_exp.results import TITLES, Configuration, Difference, Estimate, differing_keys, heading
 
 COLORS = ("#1f4e8c", "#e08214", "#111111", "#b2384b", "#6a9f58", "#8e7cc3", "#8c8c8c", "#c9a227")
@@ -65,9 +65,7 @@ def write(
         unfinished=unfinished,
         versions=versions,
     )
-    part = file.with_suffix(".part")
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, file)
+    write_whole(file, html)
 
 
 def figure(chart: Chart) -> go.Figure:
