@@ -106,15 +106,31 @@ class ImageTasks:
         """Gather, turn and finish the chosen images; ``noise`` augments them."""
         tasks, ways, each = choice.images.shape
         rows = choice.classes[..., None] * self.images.shape[1] + choice.images
-        picked = self.images.flatten(0, 1).index_select(0, torch.from_numpy(rows.ravel()).to(self.images.device))
-        pixels = _turn(picked.to(self.device), choice.turns.repeat(each)).movedim(-1, -3)
-        # a product, not a quotient, which a GPU rounds in another way
-        x = augment(pixels, noise) if noise else torch.mul(pixels, 1 / 255).contiguous()
+        pixels = self._gather(rows.reshape(-1, each), choice.turns.ravel()).movedim(-1, -3)
+        if noise:
+            x = augment(pixels, noise)
+        else:  # a product, not a quotient, which a GPU rounds in another way
+            x = pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
         if any(self.mean) or any(value != 1 for value in self.std):
             mean, std = (torch.tensor(value, device=self.device)[:, None, None] for value in (self.mean, self.std))
-            x = (x - mean) / std
+            x = x.sub_(mean).div_(std)
         y = torch.arange(ways, device=self.device).repeat_interleave(each).repeat(tasks, 1)
         return Examples(x.unflatten(0, (tasks, ways * each)), y)
+
+    def _gather(self, rows: Integers, turns: Integers) -> Tensor:
+        """Return the images ``rows`` [groups, each], each group turned counterclockwise by its ``turns`` quarters.
+
+        Groups that turn alike are gathered side by side, and put into their order when they have been turned.
+        """
+        order = np.argsort(turns, kind="stable")
+        index = torch.from_numpy(rows[order].ravel()).to(self.images.device)
+        pixels = self.images.flatten(0, 1).index_select(0, index).to(self.device)
+        if not turns.any():
+            return pixels
+        alike = pixels.split((np.bincount(turns) * rows.shape[1]).tolist())
+        turned = torch.cat([part.rot90(quarters, (1, 2)) for quarters, part in enumerate(alike)])
+        back = torch.from_numpy(np.argsort(order)).to(self.device)
+        return turned.unflatten(0, rows.shape).index_select(0, back).flatten(0, 1)
 
 
 def check_sizes(ways: int, shots: int, queries: int, meta_batch: int = 1) -> None:
@@ -134,13 +150,3 @@ def distinct(rng: np.random.Generator, rows: int, n: int, k: int) -> Integers:
     for j in reversed(range(k - 1)):
         draws[:, j + 1 :] += draws[:, j + 1 :] >= draws[:, j, None]
     return draws
-
-
-def _turn(pixels: Tensor, turns: Integers) -> Tensor:
-    """Turn [rows, H, W, C] counterclockwise by ``turns`` [rows] quarters, one number of quarters after another."""
-    if not turns.any():
-        return pixels
-    order = np.argsort(turns, kind="stable")
-    groups = torch.from_numpy(order).split(np.bincount(turns, minlength=4).tolist())
-    turned = [pixels.index_select(0, rows.to(pixels.device)).rot90(q, (1, 2)) for q, rows in enumerate(groups)]
-    return torch.cat(turned).index_select(0, torch.from_numpy(np.argsort(order)).to(pixels.device))

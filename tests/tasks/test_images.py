@@ -71,13 +71,17 @@ def test_rotations_are_counterclockwise_quarters_and_only_where_asked() -> None:
         assert (turned.numpy() == choice.turns[..., None]).all()
 
 
-def test_pixels_and_channels_are_kept() -> None:
-    images = torch.randint(256, (3, 2, 4, 4, 3), dtype=torch.uint8)
-    tasks = ImageTasks(images, {"test": np.arange(3)}, ways=3, shots=1, queries=1)
-    choice = tasks.choose("test", np.random.default_rng(0), 2)
-    x = tasks.draw("test", np.random.default_rng(0), 2).query.x
-    expected = images[choice.classes, choice.images[..., 1]].permute(0, 1, 4, 2, 3) / 255
-    torch.testing.assert_close(x, expected)
+@pytest.mark.parametrize("rotated", [(), ("test",)])
+def test_pixels_and_channels_are_kept(rotated: tuple[str, ...]) -> None:
+    images = torch.randint(256, (3, 4, 4, 4, 3), dtype=torch.uint8)
+    tasks = ImageTasks(images, {"test": np.arange(3)}, ways=3, shots=1, queries=3, rotated=rotated)
+    choice = tasks.choose("test", np.random.default_rng(0), 6)
+    x = tasks.draw("test", np.random.default_rng(0), 6).query.x
+    assert x.is_contiguous()
+    for task, way, query in np.ndindex(6, 3, 3):
+        image = images[choice.classes[task, way], choice.images[task, way, 1 + query]]
+        expected = image.rot90(int(choice.turns[task, way])).movedim(-1, 0) * (1 / 255)
+        assert torch.equal(x[task, 3 * way + query], expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)
