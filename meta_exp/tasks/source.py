@@ -43,7 +43,7 @@ class Source:
     @property
     def store_file(self) -> Path:
         """The file of its store, one for each place of a source, in META_EXP_CACHE or else the user's cache folder."""
-        folder = Path(os.environ.get("META_EXP_CACHE") or user_cache_path("meta-exp"))
+        folder = Path(os.environ.get("META_EXP_CACHE") or user_cache_path("meta-exp")).expanduser()
         place = blake2b(str(self.files[0].parent.resolve()).encode(), digest_size=4).hexdigest()
         return folder / f"{self.name}-{place}.safetensors"
 

@@ -64,6 +64,14 @@ def test_a_store_is_built_once_and_then_opened(source: Source, cache: Path) -> N
     assert files(cache) == [".lock", ".safetensors"]
 
 
+def test_the_cache_folder_may_be_named_from_home(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("META_EXP_CACHE", "~/stores")
+    assert source.store_file.parent == tmp_path / "stores"
+
+
 def test_other_tools_can_read_the_file(source: Source) -> None:
     content = open_store(source).file.read_bytes()  # type: ignore[union-attr]
     start = 8 + int.from_bytes(content[:8], "little")
