@@ -73,7 +73,7 @@ def step(overrides: list[str], name: str, compiled: bool) -> Callable[[], object
     family = constructor(cfg.dataset, "dataset")()
     learner = build_learner(cfg, family)
     if compiled:
-        learner.compile_meta_gradient()
+        learner.gradient.compile()
     d = cfg.dataset
     ways = d.get("ways", 1)
     sizes = [ways * d.shots, ways * d.queries]

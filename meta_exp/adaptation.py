@@ -14,14 +14,19 @@ from torch.func import grad
 Params = dict[str, Tensor]
 
 
+def step(loss: Callable[[Params], Tensor], params: Params, *, lr: float, first_order: bool = False) -> Params:
+    """Return theta^{k+1} of theta^k = ``params``, with rate ``lr`` (the paper's alpha)."""
+    gradient = grad(loss)(params)
+    if first_order:
+        gradient = {name: g.detach() for name, g in gradient.items()}
+    return {name: value - lr * gradient[name] for name, value in params.items()}
+
+
 def adapt(
     loss: Callable[[Params], Tensor], theta: Params, *, lr: float, steps: int, first_order: bool = False
 ) -> list[Params]:
-    """Return the path [theta^0, ..., theta^K] of ``steps`` = K steps with rate ``lr`` (the paper's alpha)."""
+    """Return the path [theta^0, ..., theta^K] of ``steps`` = K steps."""
     path = [theta]
     for _ in range(steps):
-        gradient = grad(loss)(path[-1])
-        if first_order:
-            gradient = {name: g.detach() for name, g in gradient.items()}
-        path.append({name: value - lr * gradient[name] for name, value in path[-1].items()})
+        path.append(step(loss, path[-1], lr=lr, first_order=first_order))
     return path

@@ -1,24 +1,18 @@
 r"""The learner: theta, and the meta-gradient that Lightning's optimizer steps along.
 
-    g = mean over tasks of grad_theta objective_i(theta)
-
-as ``vmap(grad(task))`` averaged over the meta-batch, never as the gradient of a vmapped mean. The tasks may be taken in
-chunks, which bounds the memory, and the gradient of a chunk may be compiled. g is computed functionally and handed to
-automatic optimisation through the objective's value, so that clipping, accumulation and data-parallel reduction work as
-they do for any LightningModule.
+The meta-gradient is computed functionally and handed to automatic optimisation through the objective's value, so that
+clipping, accumulation and data-parallel reduction work as they do for any LightningModule.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
-from torch.func import grad_and_value, vmap
-from torch.utils._pytree import tree_map
+from torch.func import vmap
 
 from meta_exp.adaptation import Params
 from meta_exp.algorithms import MAML
@@ -26,6 +20,7 @@ from meta_exp.checks import require
 from meta_exp.curvature import Noise
 from meta_exp.evaluation import Scores, evaluate
 from meta_exp.likelihood import Hyper
+from meta_exp.meta_gradient import MetaGradient
 from meta_exp.metrics import defined
 from meta_exp.models import refuse_fused_norms
 from meta_exp.prediction import KINDS
@@ -34,7 +29,6 @@ from meta_exp.tasks.foreign import Foreign
 
 log = logging.getLogger(__name__)
 COLLAPSE = 0.01  # of the log det, above its floor
-COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
 
 
 class Learner(LightningModule):
@@ -46,8 +40,9 @@ class Learner(LightningModule):
         evaluation_steps: inner steps in validation and test.
         predictives: which of map, sample, linearized to score; those without a posterior are left out.
         samples: posterior draws for the predictives that need them.
-        chunk_size: tasks whose gradient is taken at once; None for the whole meta-batch.
-        compile: the meta-gradient; ``auto`` compiles runs that are long enough, and falls back where it cannot.
+        chunk_size: tasks whose gradient is taken at once; None for the whole meta-batch, ``auto`` for a trial.
+        compile: the meta-gradient; ``auto`` compiles runs that are long enough.
+        checkpoint_steps: keep one inner step at a time in memory, and compute each twice.
     """
 
     def __init__(
@@ -58,13 +53,12 @@ class Learner(LightningModule):
         evaluation_steps: int = 10,
         predictives: Sequence[str] = KINDS,
         samples: int = 30,
-        chunk_size: int | None = None,
+        chunk_size: int | Literal["auto"] | None = None,
         compile: bool | Literal["auto"] = "auto",
+        checkpoint_steps: bool = False,
     ) -> None:
         require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
         require(samples >= 1, "samples", "at least 1", samples)
-        require(chunk_size is None or chunk_size >= 1, "chunk_size", "null or at least 1", chunk_size)
-        require(compile in (True, False, "auto"), "compile", "true, false or auto", compile)
         for kind in predictives:
             require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
         super().__init__()
@@ -75,10 +69,8 @@ class Learner(LightningModule):
         self.evaluation_steps = evaluation_steps
         self.predictives = [kind for kind in predictives if kind == "map" or algorithm.curvature]
         self.samples = samples
-        self.chunk_size = chunk_size
-        self.compile_gradient = compile
+        self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
         self.hyper = nn.ParameterDict(algorithm.hyperparameters())
-        self._chunk_gradient = self._eager_gradient
         self._tuned: Hyper = {}
         self._collapsed = False
         self._scores: list[dict[str, Tensor]] = []
@@ -101,25 +93,8 @@ class Learner(LightningModule):
     def meta_gradient(
         self, episodes: Episode, tasks: float | None = None
     ) -> tuple[Tensor, Params, Hyper, dict[str, Tensor]]:
-        """Return the objective, its gradients in theta and hyper-parameters, and logged scalars; means over tasks.
-
-        ``tasks`` is what their sums are divided by, where that is not the number of ``episodes``.
-        """
-        theta, hyper = self.meta_parameters()
-        count = len(episodes.query.y)
-        size = self.chunk_size or count
-        total: Any = None
-        for start in range(0, count, size):
-            chunk = tree_map(partial(_slice, start=start, stop=start + size), episodes)
-            part = self._chunk_gradient(theta, hyper, chunk, tasks or count)
-            total = part if total is None else tree_map(torch.add, total, part)
-        (gradient, hyper_gradient), (objective, logs) = total
-        return objective, gradient, hyper_gradient, logs
-
-    def _eager_gradient(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
-        """Return what the tasks of a chunk contribute to means over ``tasks``."""
-        gradient = grad_and_value(self.algorithm.objective, argnums=(0, 1), has_aux=True)
-        return tree_map(lambda value: value.sum(0) / tasks, vmap(gradient, (None, None, 0))(theta, hyper, episodes))
+        """Return the objective, its gradients in theta and hyper-parameters, and logged scalars: see MetaGradient."""
+        return self.gradient(*self.meta_parameters(), episodes, tasks)
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Return the objective, with the meta-gradient behind it."""
@@ -166,7 +141,7 @@ class Learner(LightningModule):
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives)
         noise = self.noise(episodes, seed) if any(kind != "map" for kind in predictives) else None
         in_dims = (None, None, 0, None if noise is None else 0, None if foreign is None else 0)
-        return vmap(score, in_dims, chunk_size=self.chunk_size)(theta, hyper, episodes, noise, foreign)
+        return vmap(score, in_dims, chunk_size=self.gradient.at_once)(theta, hyper, episodes, noise, foreign)
 
     def noise(self, episodes: Episode, seed: int) -> Noise | None:
         """Draw the noise of ``samples`` posterior draws for each of T tasks, [T, samples, ...], or None."""
@@ -180,42 +155,18 @@ class Learner(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Forget a tuned tau, and compile the meta-gradient where it pays.
-
-        That is decided on the whole run, not on what is left: a continued run has to retrace the same bits.
-        """
+        """Forget a tuned tau, and make the meta-gradient ready for the run."""
         self._tuned = {}
-        steps = self.trainer.max_steps
-        if self.compile_gradient is True:
-            self.compile_meta_gradient()
-        elif self.compile_gradient == "auto" and steps >= COMPILE_FROM_STEPS:
-            self._chunk_gradient = self._compile_or_fall_back
+        self.gradient.prepare(self.trainer.max_steps)
 
-    def compile_meta_gradient(self) -> None:
-        """Compile the meta-gradient at its first use; raise there if that fails."""
-        self._chunk_gradient = self._compiled_gradient()
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the chunks that a trial has found: a continued run has to retrace the same bits."""
+        checkpoint["chunk_size"] = self.gradient.chunk_size
 
-    def _compiled_gradient(self) -> Callable[..., Any]:
-        """Return the meta-gradient compiled for fixed shapes, trusting that only its arguments change between calls.
-
-        To ask the network, its hooks and the algorithm at each call whether they changed takes longer than a small
-        network. PyTorch files what it compiled under the code object: a copy of it for each learner keeps them apart.
-        """
-        code = Learner._eager_gradient.__code__.replace()
-        method = MethodType(FunctionType(code, globals()), self)
-        return torch.compile(method, dynamic=False, options={"guard_filter_fn": _guards_of_arguments})
-
-    def _compile_or_fall_back(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
-        gradient = self._compiled_gradient()
-        try:
-            part = gradient(theta, hyper, episodes, tasks)
-            self._chunk_gradient = gradient
-        except Exception as error:  # whatever a compiler that is missing or broken raises
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            log.warning("torch.compile is not available here (%s); training goes on without it", reason)
-            self._chunk_gradient = self._eager_gradient
-            part = self._eager_gradient(theta, hyper, episodes, tasks)
-        return part
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the chunks of an earlier part of this run."""
+        if self.gradient.chunk_size == "auto":
+            self.gradient.chunk_size = checkpoint["chunk_size"]
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Score validation tasks by their loss and metric after adaptation."""
@@ -272,11 +223,3 @@ class _WithGradient(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         parameters = [scale * gradient for gradient in ctx.gradients]
         return None, None, *parameters, *[None] * len(parameters)
-
-
-def _guards_of_arguments(guards: Sequence[Any]) -> list[bool]:
-    return [guard.guard_type == "TENSOR_MATCH" or guard.name == "L['tasks']" for guard in guards]
-
-
-def _slice(value: Tensor, start: int, stop: int) -> Tensor:
-    return value[start:stop]

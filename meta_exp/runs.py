@@ -59,6 +59,7 @@ for message in (
 ):
     warnings.filterwarnings("ignore", message=message)
 Metrics = dict[str, Any]
+PRECISIONS = ("highest", "high", "medium")
 TUNED = "prior_precision.json"
 FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
 
@@ -83,6 +84,9 @@ def build(cfg: DictConfig) -> Run:
         require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
     lr = cfg.optimizer.lr
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
+    precision = cfg.matmul_precision
+    require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
+    torch.set_float32_matmul_precision(precision)
     cfg.run_name = run_name(Path(cfg.run_dir))
     family = constructor(cfg.dataset, "dataset")()
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
@@ -123,7 +127,8 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
     if isinstance(algorithm, LLAMA):
         cfg.algorithm.eta = algorithm.weight  # the saved config and the dashboards say the number
-    learner = from_keys(Learner, cfg, "evaluation_steps", "predictives", "samples", "chunk_size", "compile")
+    keys = ("evaluation_steps", "predictives", "samples", "chunk_size", "compile", "checkpoint_steps")
+    learner = from_keys(Learner, cfg, *keys)
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
 
 
@@ -221,6 +226,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "prior_precision": learner.prior_precision,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": run.progress.training_s,
+        "time/compile_s": learner.gradient.compile_s,
         **provenance(),
     }
     write_json(folder / "metrics.json", metrics)

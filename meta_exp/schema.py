@@ -36,8 +36,12 @@ def constructor(part: DictConfig, group: str) -> Callable[..., Any]:
 
 
 def from_keys(target: Callable[..., Any], cfg: DictConfig, *keys: str) -> Callable[..., Any]:
-    """Return ``target`` with the top-level ``keys`` of the config filled in; raises ValueError for a wrong type."""
-    values = {key: OmegaConf.to_object(cfg[key]) if OmegaConf.is_config(cfg[key]) else cfg[key] for key in keys}
+    """Return ``target`` with the top-level ``keys`` of the config filled in; raises ValueError for a wrong type.
+
+    A key that the config of an older run lacks takes its default.
+    """
+    found = {key: cfg[key] for key in keys if key in cfg}
+    values = {key: OmegaConf.to_object(value) if OmegaConf.is_config(value) else value for key, value in found.items()}
     _check_types(target, values, "")
     return partial(target, **values)
 

@@ -6,15 +6,19 @@ them is joined in the dict's order.
 
 import copy
 import math
+import weakref
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, grad, jacrev, vmap
+from torch.func import functional_call, jacrev, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from meta_exp.algorithms import LLAMA
 from meta_exp.curvature import KFAC, Diagonal, LastLayer
 from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.meta_gradient import MetaGradient
 from meta_exp.models import MLP, Affine, BatchNorm, Conv4
 from meta_exp.tasks.episode import Episode, Examples
 
@@ -86,12 +90,8 @@ def task(batch, i=0):
 
 
 def vmapped_gradient(algorithm, theta, batch, hyper=None):
-    """Mean of the tasks' objectives' gradients in theta, as the learner takes it."""
-
-    def objective(theta, episode):
-        return algorithm.objective(theta, hyper or {}, episode)[0]
-
-    return {name: g.mean(0) for name, g in vmap(grad(objective), (None, 0))(theta, batch).items()}
+    """The gradient in theta that training takes."""
+    return MetaGradient(algorithm)(theta, hyper or {}, batch)[1]
 
 
 # The loop: torch.autograd alone
@@ -289,3 +289,26 @@ CASES = {
     for downsample in ("stride", "max_pool")
 }
 """Name -> (make the model, input shape, outputs, likelihood)."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """The bytes of tensors made inside and alive, and the most that there were."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(out):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.seen:
+                self.seen.add(key)
+                self.now += tensor.untyped_storage().nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(tensor.untyped_storage(), self.gone, key, tensor.untyped_storage().nbytes())
+        return out
+
+    def gone(self, key, size):
+        self.seen.discard(key)
+        self.now -= size

@@ -1,4 +1,4 @@
-"""The meta-gradient by chunks, compiled and handed to the optimizer equals the plain one; bad numbers stop a run."""
+"""The meta-gradient that the optimizer gets is that of the objective; bad numbers stop a run."""
 
 import pytest
 import torch
@@ -9,22 +9,9 @@ from meta_exp.tasks.stream import draw_batch
 TINY = ["trainer=smoke", "logger=none", "model.widths=[8,8]", "dataset.meta_batch=6"]
 
 
-def meta_gradient(run, **changes):
-    for name, value in changes.items():
-        setattr(run.learner, name, value)
-    episodes = draw_batch(run.family, 0, "train", 0)
-    objective, gradient, hyper_gradient, logs = run.learner.meta_gradient(episodes)
-    return torch.cat([g.flatten() for g in (*gradient.values(), *hyper_gradient.values())]), objective, logs
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 6, 100])
-def test_chunks_change_nothing_but_rounding(config, chunk_size):
-    run = runs.build(config(*TINY))
-    whole, objective, logs = meta_gradient(run, chunk_size=None)
-    chunked, chunked_objective, chunked_logs = meta_gradient(run, chunk_size=chunk_size)
-    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(chunked_objective, objective)
-    torch.testing.assert_close(chunked_logs["log_det"], logs["log_det"])
+def meta_gradient(run):
+    _, gradient, hyper_gradient, _ = run.learner.meta_gradient(draw_batch(run.family, 0, "train", 0))
+    return torch.cat([g.flatten() for g in (*gradient.values(), *hyper_gradient.values())])
 
 
 def test_gradient_is_that_of_the_mean_objective(config):
@@ -56,7 +43,7 @@ def test_optimizer_receives_the_meta_gradient(config):
     """One SGD step of Lightning's loop moves theta by -lr times the meta-gradient of batch 0."""
     run = runs.build(config(*TINY, "optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0", "trainer.max_steps=1"))
     before = torch.cat([p.detach().flatten().clone() for p in run.learner.parameters()])
-    gradient, _, _ = meta_gradient(run)
+    gradient = meta_gradient(run)
     run.trainer.fit(run.learner, run.stream)
     after = torch.cat([p.detach().flatten() for p in run.learner.parameters()])
     torch.testing.assert_close(after, before - 0.1 * gradient)
@@ -121,25 +108,6 @@ def test_warns_once_of_a_collapsed_network(config, caplog, tau):
     for _ in range(2):
         run.learner._warn_if_collapsed(scores)
     assert caplog.text.count("the network has collapsed: log det is") == 1
-
-
-def test_falls_back_where_the_compiler_is_missing(config, monkeypatch, caplog):
-    run = runs.build(config(*TINY, "compile=auto"))
-    expected, _, _ = meta_gradient(run)
-
-    def compile(function, dynamic, options):
-        def broken(*_):
-            raise RuntimeError("no C++ compiler")
-
-        return broken
-
-    monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setattr("meta_exp.learner.COMPILE_FROM_STEPS", 1)
-    run.learner._trainer = run.trainer
-    run.learner.on_fit_start()
-    found, _, _ = meta_gradient(run)
-    assert torch.equal(found, expected)
-    assert "no C++ compiler" in caplog.text
 
 
 def test_a_number_that_is_not_finite_stops_the_run(config):

@@ -3,6 +3,9 @@
 import json
 import math
 
+import pytest
+import torch
+
 from meta_exp import runs
 from meta_exp.files import write_json
 
@@ -24,3 +27,15 @@ def test_progress_tells_speed_and_time_left(config, caplog):
     assert "s left" in lines[0]
     assert run.progress.tasks_seen == 12
     assert run.progress.training_s > 0
+
+
+@pytest.mark.parametrize("precision", ["high", "medium", "highest"])
+def test_precision_of_products(config, precision):
+    """It is PyTorch's setting, and a training with it stays near the full one; the last case puts it back."""
+    weights = {}
+    for name in ("highest", precision):
+        run = runs.build(config("trainer=smoke", "logger=none", f"matmul_precision={name}"))
+        assert torch.get_float32_matmul_precision() == name
+        run.trainer.fit(run.learner, run.stream)
+        weights[name] = torch.cat([p.detach().flatten() for p in run.learner.parameters()])
+    torch.testing.assert_close(weights[precision], weights["highest"], rtol=1e-2, atol=2e-3)

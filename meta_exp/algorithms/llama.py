@@ -59,9 +59,8 @@ class LLAMA(MAML):
         """Return what is learned beside theta: sigma and tau, if asked."""
         return self.likelihood.hyperparameters() | self.curvature.hyperparameters()
 
-    def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
-        """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""
-        theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
+    def objective_at(self, theta_i: Params, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
+        """Return the objective as a function of theta_i too."""
         likelihood = self.likelihood.at(hyper)
         nll = likelihood.nll(self.predict(theta_i, episode.query.x), episode.query.y)
         posterior = self.curvature.posterior(theta_i, getattr(episode, self.data), likelihood, hyper)

@@ -7,12 +7,13 @@ S_i and Q_i are the support and query set of task i, M the number of query point
 division by M makes the outer learning rate mean the same for any number of queries.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from meta_exp.adaptation import Params, adapt
+from meta_exp.adaptation import Params, adapt, step
 from meta_exp.checks import require
 from meta_exp.curvature import Curvature, Posterior
 from meta_exp.likelihood import Hyper, Likelihood
@@ -48,13 +49,13 @@ class MAML:
         """Return the network's outputs [N, C] at x [N, *features]."""
         return functional_call(self.model, params, (x,))
 
+    def step(self, params: Params, support: Examples) -> Params:
+        """Return theta^{k+1} of theta^k, one step on the support set."""
+        return step(self._loss(support), params, lr=self.inner_lr, first_order=self.first_order)
+
     def adapt(self, theta: Params, support: Examples, steps: int) -> list[Params]:
         """Return the path from theta to theta_i after ``steps`` steps on the support set."""
-
-        def loss(params: Params) -> Tensor:
-            return self.likelihood.loss(self.predict(params, support.x), support.y)
-
-        return adapt(loss, theta, lr=self.inner_lr, steps=steps, first_order=self.first_order)
+        return adapt(self._loss(support), theta, lr=self.inner_lr, steps=steps, first_order=self.first_order)
 
     def hyperparameters(self) -> Hyper:
         """Return what is learned beside theta: sigma, if asked."""
@@ -62,7 +63,10 @@ class MAML:
 
     def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
         """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""
-        theta_i = self.adapt(theta, episode.support, self.inner_steps)[-1]
+        return self.objective_at(self.adapt(theta, episode.support, self.inner_steps)[-1], theta, hyper, episode)
+
+    def objective_at(self, theta_i: Params, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
+        """Return the objective as a function of theta_i too."""
         nll = self.likelihood.at(hyper).nll(self.predict(theta_i, episode.query.x), episode.query.y)
         return nll / len(episode.query.y), {}
 
@@ -71,3 +75,6 @@ class MAML:
         if self.curvature is None:
             return None
         return self.curvature.posterior(theta_i, data, self.likelihood.at(hyper), hyper)
+
+    def _loss(self, support: Examples) -> Callable[[Params], Tensor]:
+        return lambda params: self.likelihood.loss(self.predict(params, support.x), support.y)

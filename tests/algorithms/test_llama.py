@@ -22,11 +22,12 @@ from oracles import (
     with_torch_norms,
 )
 from torch.distributions import MultivariateNormal
-from torch.func import grad, vmap
+from torch.func import grad
 
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
 from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.meta_gradient import MetaGradient
 from meta_exp.tasks.episode import Episode
 
 TRAINABLE = [GGN, KFAC, pytest.param(partial(KFAC, probes=2), id="KFAC-probes"), Diagonal, LastLayer]
@@ -223,17 +224,16 @@ def test_single_precision(structure, tau):
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
 @pytest.mark.parametrize("structure", [GGN, partial(KFAC, probes=1)], ids=["GGN", "KFAC-probes"])
 def test_compiled_equals_eager(structure):
-    """torch.compile of vmap(grad(task)) gives the eager gradient in theta and the hyper-parameters."""
+    """The compiled meta-gradient, in chunks of which the last is smaller, is the eager one."""
     model, likelihood = mlp(outputs=1, widths=(3,)), Gaussian(0.5, learned=True)
     algorithm = llama(model, (2,), likelihood, structure, prior_term=True, learned=True)
     theta, batch = initial(model), episodes(likelihood, (2,), 1)
     hyper = {"log_sigma_noise": torch.tensor(-0.7).double(), "log_prior_precision": torch.tensor(0.4).double()}
 
-    def objective(theta, hyper, episode):
-        return algorithm.objective(theta, hyper, episode)[0]
-
-    gradient = vmap(grad(objective, (0, 1)), (None, None, 0))
-    assert_equal(torch.compile(gradient)(theta, hyper, batch), gradient(theta, hyper, batch))
+    compiled = MetaGradient(algorithm, chunk_size=2)
+    compiled.compile()
+    assert_equal(compiled(theta, hyper, batch), MetaGradient(algorithm)(theta, hyper, batch))
+    assert compiled.compile_s > 0
 
 
 @pytest.mark.parametrize(
