@@ -3,6 +3,7 @@
 import resource
 from collections.abc import Sequence
 from multiprocessing import get_context
+from statistics import median
 
 from measure import built
 from peer import Peer
@@ -18,14 +19,18 @@ TINY = [
 ]
 
 
-def peaks(cases: Sequence[Case]) -> list[tuple[float, float]]:
+def peaks(cases: Sequence[Case], repeats: int = 1) -> list[tuple[float, float]]:
     """Return for each case the peak in MiB that the meta-gradient and its batch add, and that of the whole process.
+
+    They are medians of ``repeats`` processes: how the allocator's free memory lies differs from one to the next.
 
     What they add is counted from a process that has taken a tiny gradient already, and loaded what that takes. The
     processes are forks of this one, which has to have run nothing on PyTorch's threads yet.
     """
     with get_context("fork").Pool(1, maxtasksperchild=1) as pool:
-        return list(pool.imap(_peak, cases))
+        results = list(pool.imap(_peak, [case for case in cases for _ in range(repeats)]))
+    groups = [results[start : start + repeats] for start in range(0, len(results), repeats)]
+    return [(median(added for added, _ in group), median(whole for _, whole in group)) for group in groups]
 
 
 def _peak(case: Case) -> tuple[float, float]:

@@ -122,10 +122,10 @@ def memory_table() -> Table:
     ]
     cases = [(side, [*base, f"dataset.meta_batch={tasks}", f"chunk_size={chunk}"]) for side, tasks, chunk in kinds]
     title = "Peak memory of one meta-gradient: Omniglot, conv4-64, 5-way 1-shot, 15 query images a class"
-    caption = "Added: by the meta-gradient and its batch, to a process that has taken a tiny one."
+    caption = "Added: by the meta-gradient and its batch, to a process that has taken a tiny one; medians of three."
     columns = ("whose", "meta-batch", "tasks at once", "added, MiB", "of the process, MiB", "added, over the first")
     table = Table(*columns, title=title, caption=caption)
-    results = peaks(cases)
+    results = peaks(cases, repeats=3)
     for (side, tasks, chunk), (added, total) in zip(kinds, results, strict=True):
         at_once = str(tasks) if chunk == "null" else chunk
         table.add_row(side, str(tasks), at_once, f"{added:.0f}", f"{total:.0f}", f"{added / results[0][0]:.2f}")
