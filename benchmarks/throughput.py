@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 # fixed at sigma^2 = 1/2, where -log p is the sum of squares, as learn2learn's users write it
-SINUSOID = ["dataset=sinusoid", "likelihood.learned=false", "likelihood.sigma_noise=0.70710678"]
+SINUSOID = ["dataset=sinusoid", "likelihood.learned=false", "likelihood.sigma_noise=0.7071067811865476"]
 OMNIGLOT = ["dataset=omniglot", "dataset.meta_batch=32"]
 CASES = {  # overrides
     "sinusoid": SINUSOID,
