@@ -1,0 +1,107 @@
+"""What the benchmarks share: our learner as train.py composes it, meta-batches of random numbers, and taking turns."""
+
+import math
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict
+from rich.console import Console
+
+from meta_exp.learner import Learner
+from meta_exp.runs import build_learner
+from meta_exp.schema import constructor
+from meta_exp.tasks.episode import Episode, Examples
+from meta_exp.tasks.stream import TaskFamily
+
+CONF = Path(__file__).parents[1] / "conf"
+TURN_S = 0.05  # a turn holds as many calls as fill it: a step of a millisecond is not timed with cold caches
+Step = Callable[[], object]
+Times = dict[str, list[float]]
+
+
+def composed(overrides: Sequence[str]) -> DictConfig:
+    """Compose train.yaml with overrides, as train.py does."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", ["logger=none", *overrides], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def built(overrides: Sequence[str], compiled: bool = False) -> tuple[Learner, Episode]:
+    """Return the learner of a run with ``overrides``, and a meta-batch of random numbers for it.
+
+    What a step costs does not depend on what the batch shows, and no data set is needed.
+    """
+    cfg = composed(overrides)
+    family = constructor(cfg.dataset, "dataset")()
+    torch.manual_seed(0)
+    learner = build_learner(cfg, family)
+    if compiled:
+        learner.gradient.compile()
+    return learner, random_batch(cfg.dataset, family)
+
+
+def random_batch(dataset: DictConfig, family: TaskFamily) -> Episode:
+    """Return a meta-batch of the family's shapes."""
+    generator = torch.Generator().manual_seed(0)
+    ways, tasks = dataset.get("ways", 1), dataset.meta_batch
+
+    def examples(points: int) -> Examples:
+        x = torch.rand(tasks, points, *family.input_shape, generator=generator)
+        y = torch.arange(points) % ways if family.classes else torch.rand(points, family.outputs, generator=generator)
+        return Examples(x, y.repeat(tasks, *[1] * y.ndim))
+
+    return Episode(examples(ways * dataset.shots), examples(ways * dataset.queries))
+
+
+def in_turns(steps: dict[str, Step], seconds: float, title: str, least: int = 5) -> Times:
+    """Return the seconds that a call of each step takes, turn by turn.
+
+    The steps take turns, so that whatever else the machine does falls on all of them; two calls of each, before, warm
+    up and compile. Rounds go on for ``seconds``, and are ``least`` at least.
+    """
+    calls, times = {}, {name: [] for name in steps}
+    with Console(stderr=True).status(title) as status:
+        for name, step in steps.items():
+            status.update(f"{title}: warming up {name}")
+            step()
+            calls[name] = max(1, math.ceil(TURN_S / _seconds(step, 1)))
+        end, rounds = time.perf_counter() + seconds, 0
+        while rounds < least or time.perf_counter() < end:
+            rounds += 1
+            for name, step in steps.items():
+                status.update(f"{title}: round {rounds}, {name}")
+                times[name].append(_seconds(step, calls[name]))
+    return times
+
+
+def middle(values: Sequence[float], digits: int) -> tuple[str, str]:
+    """Return the median, and the quartiles that the middle half lies between."""
+    low, median, high = statistics.quantiles(values, n=4)
+    return f"{median:.{digits}f}", f"{low:.{digits}f} - {high:.{digits}f}"
+
+
+def ratios(times: Times, one: str, other: str) -> list[float]:
+    """Return how many times as long ``one`` takes as ``other``, round by round."""
+    return [a / b for a, b in zip(times[one], times[other], strict=True)]
+
+
+def conditions() -> str:
+    """Say what the figures were measured under."""
+    load = os.getloadavg()[0]
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, load {load:.1f}"
+
+
+def _seconds(step: Step, calls: int) -> float:
+    started = time.perf_counter()
+    for _ in range(calls):
+        step()
+    return (time.perf_counter() - started) / calls
