@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,21 +138,49 @@ SLURM = {  # one job, numbered 7, as SLURM would handle it
 
 @pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
 def test_a_preempted_slurm_job_enters_the_queue_again_and_finishes(tmp_path, monkeypatch):
-    """SLURM's commands are scripts here; submitit, its signal handler and the run are real."""
+    """SLURM's commands are scripts here; submitit, its signal handlers and the run are real.
+
+    SIGTERM alone, as when a preemption begins; then SIGTERM and SIGUSR2 together; then SIGUSR2 alone.
+    """
     for name, script in SLURM.items():
         (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    long = ["trainer.max_steps=300", "trainer.val_check_interval=10", "dataset.meta_batch=1"]
+    long = ["trainer.max_steps=1500", "trainer.val_check_interval=50", "dataset.meta_batch=1", "compile=false"]
+
+    def logged(pattern: str) -> list[str]:
+        return re.findall(pattern, "".join(file.read_text() for file in tmp_path.rglob("train.log")))
+
+    def train_on(waiting: Future) -> None:
+        """Wait for two more validations."""
+        goal = len(logged("step .* left")) + 2
+        wait_for(lambda: waiting.done() or len(logged("step .* left")) >= goal)
+
+    def send(*signals: signal.Signals) -> None:
+        for number in signals:
+            os.kill(int((tmp_path / "pid").read_text()), number)
+
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(sweep, tmp_path, "-m", "seed=0", "hydra/launcher=submitit_slurm", after=long)
-        while not waiting.done() and not any("step 20 " in file.read_text() for file in tmp_path.rglob("train.log")):
-            time.sleep(0.1)
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR2)
+        train_on(waiting)
+        send(signal.SIGTERM)
+        wait_for(lambda: waiting.done() or logged("saved on SIGTERM"))
+        train_on(waiting)
+        send(signal.SIGTERM, signal.SIGUSR2)
+        wait_for(lambda: waiting.done() or logged("continued from step"))
+        train_on(waiting)
+        send(signal.SIGUSR2)
         result = waiting.result()
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
-    assert [run["steps"] for run in results(tmp_path)] == [300]
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n" * 2
+    assert logged(r"saved on (\w+)")[0] == "SIGTERM"
+    assert logged(r"step (\d+): saved on SIGUSR2") == logged(r"continued from step (\d+) of 1500")
+    assert [run["steps"] for run in results(tmp_path)] == [1500]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.05)
 
 
 def test_a_launcher_that_is_not_installed_names_its_extra(tmp_path):
