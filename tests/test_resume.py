@@ -13,11 +13,12 @@ import torch
 
 REPO = Path(__file__).parents[1]
 DRIVER = """
-import os, random, runpy, signal, sys, time
+import gc, os, random, runpy, signal, sys, time
 from pathlib import Path
 import torch
 from meta_exp import runs
 
+gc.freeze()  # a child that collects what it inherits copies all of it
 script, seed, kills, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 chance = random.Random(seed)
 sys.argv[1:] = ["-m", "algorithm=maml,llama", "seed=0,1", "trainer=smoke", "trainer.max_steps=30",
