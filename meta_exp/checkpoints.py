@@ -2,14 +2,16 @@
 
 A checkpoint stands between two steps, with the validation that was due, and is written under another name, flushed to
 the disk and then renamed: whenever a process dies, ``last.ckpt`` is a whole one, and a run continued from it retraces
-the steps of an undisturbed one bit by bit. SIGTERM and SIGINT are heeded between two steps: the run is saved there and
-ends with exit code 128 + signal.
+the steps of an undisturbed one bit by bit. Signals are heeded between two steps: the run is saved there, and then the
+handler that was found before the training decides. On the command line SIGTERM and SIGINT end with exit code 128 +
+signal; in a job of SLURM submitit's handlers ignore SIGTERM, which may come first, and queue the job again on SIGUSR2.
 """
 
 import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from types import FrameType
@@ -25,6 +27,7 @@ from meta_exp.files import replacing
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANDED_ON = (*SIGNALS, signal.SIGUSR2)  # where somebody handles them
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -86,14 +89,24 @@ class Last(Checkpoint):
         self.file, self.every_n_steps = Path(dirpath) / "last.ckpt", every_n_steps
         self.interval_s = inf if every_minutes is None else 60.0 * every_minutes
         self.saved_at = 0.0
-        self.signal: int | None = None
+        self.signals: list[int] = []  # that came since the last step
+        self.handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}  # from before the training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note who handles signals, before Lightning does; Python's own for Ctrl-C would not reach our caller."""
+        for number in HANDED_ON:
+            handler = signal.getsignal(number)
+            if callable(handler) and handler is not signal.default_int_handler:
+                self.handlers[number] = handler
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and heed signals; the trainer puts the handlers back that it found."""
         self.saved_at = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in {*SIGNALS, *self.handlers}:
                 signal.signal(number, self._heed)
+            # one that came while Lightning listened is handled; it would end the run after the first step
+            trainer._signal_connector.received_sigterm = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Between two steps: save if it is time, or end if a signal came."""
@@ -102,16 +115,18 @@ class Last(Checkpoint):
             return
         # Lightning counts a step twice if it finds, on continuing, that its validation is done; its loggers go by this
         trainer.fit_loop.epoch_loop._batches_that_stepped = step
-        due, number = time.monotonic() - self.saved_at >= self.interval_s, self.signal or 0
+        due = time.monotonic() - self.saved_at >= self.interval_s
+        signals, self.signals = self.signals, []
         if trainer.world_size > 1:  # all processes save together
             due = bool(trainer.strategy.broadcast(due))
-            number = int(trainer.strategy.reduce(torch.tensor(number, device=pl_module.device), reduce_op="max"))
-        if due or number or (self.every_n_steps and step % self.every_n_steps == 0):
+            highest = torch.tensor(max(signals, default=0), device=pl_module.device)
+            signals = [number] if (number := int(trainer.strategy.reduce(highest, reduce_op="max"))) else []
+        if due or signals or (self.every_n_steps and step % self.every_n_steps == 0):
             trainer.save_checkpoint(self.file)
             self.saved_at = time.monotonic()
-        if number:
+        for number in signals:
             log.info("step %d: saved on %s; the same command continues", step, signal.Signals(number).name)
-            raise SystemExit(128 + number)
+            self._hand_on(number)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Leave the batch out that is ready but not begun: Lightning would count it as done."""
@@ -122,10 +137,17 @@ class Last(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, and end here if a signal came during it."""
         trainer.save_checkpoint(self.file)
-        if self.signal:
-            raise SystemExit(128 + self.signal)
+        for number in self.signals:
+            self._hand_on(number)
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:  # asked twice: at once, from the last checkpoint
+        if number in self.signals:  # asked twice: at once, from the last checkpoint
+            self._hand_on(number)
+        else:
+            self.signals.append(number)
+
+    def _hand_on(self, number: int) -> None:
+        """Leave to the earlier handler whether the run ends; where there is none, it does."""
+        if number not in self.handlers:
             raise SystemExit(128 + number)
-        self.signal = number
+        self.handlers[number](number, None)

@@ -68,7 +68,7 @@ class TrainingProgress(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count, and redraw the bar a few times a second."""
-        self.tasks_seen += len(batch.query.y) * trainer.world_size
+        self.tasks_seen += trainer.datamodule.family.meta_batch  # type: ignore[attr-defined]
         now = time.perf_counter()
         if now - self.refreshed >= REFRESH_S:
             self.refreshed = now

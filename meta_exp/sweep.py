@@ -2,20 +2,24 @@
 
 Each job, in whatever process or machine its launcher puts it, says on a board in the sweep's folder how it is; the
 command that was typed reads the board. A failed job counts as the worst loss, infinity, so that all others run and a
-search goes on; its traceback stands in its run's ``train.log``.
+search goes on; its traceback stands in its run's ``train.log``. Where the command dies, its workers save and end.
 """
 
 import atexit
 import json
 import os
 import shutil
+import signal
 import threading
 import time
+from contextlib import suppress
+from functools import cache
 from math import inf
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from filelock import FileLock
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
@@ -28,6 +32,7 @@ from meta_exp.files import write_json
 POLL_S = 1.0
 LINE_S = 60.0  # at most between two lines while jobs run
 REASON = 100  # characters of it in the table; train.log has it all
+LOCK = ".lock"  # on a board, held by the command that reads it
 FINE = ("done", "skipped")
 Job = dict[str, Any]
 
@@ -37,6 +42,7 @@ class SweepReport(Callback):
 
     def __init__(self) -> None:
         self.board: Path | None = None
+        self.process: int | None = None  # of the command
         self._watch: Watch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -45,8 +51,12 @@ class SweepReport(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Put up the board and watch it."""
-        name = f".sweep-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-        self.board = Path(config.hydra.sweep.dir).absolute() / name
+        self.process = os.getpid()
+        name = f".sweep-{time.strftime('%Y%m%d-%H%M%S')}-{self.process}"
+        sweep = Path(config.hydra.sweep.dir).absolute()
+        for board in sweep.glob(".sweep-*"):
+            _remove_if_left(board)
+        self.board = sweep / name
         self.board.mkdir(parents=True)
         self._watch = Watch(self.board, count_jobs(config))
         atexit.register(self._watch.close)  # also when the sweep is interrupted
@@ -54,12 +64,14 @@ class SweepReport(Callback):
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Say that a job runs."""
-        if self.board is not None:
+        if self.board is not None and self.board.exists():
             _post(self.board, config, {"state": "running"})
+        if os.getppid() == self.process:
+            _end_without(self.process)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Say how a job ended, and let the others go on."""
-        if self.board is None:
+        if self.board is None or not self.board.exists():
             return
         if job_return.status is JobStatus.FAILED:
             error = job_return._return_value
@@ -87,6 +99,8 @@ class Watch:
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.fine = True
+        self.lock = FileLock(board / LOCK)
+        self.lock.acquire()
 
     def start(self) -> None:
         """Start to watch."""
@@ -99,6 +113,7 @@ class Watch:
         self.ended.set()
         self.thread.join()
         jobs = self._jobs()
+        self.lock.release()
         shutil.rmtree(self.board, ignore_errors=True)
         self.fine = all(job["state"] in FINE for job in jobs)
         if jobs:
@@ -155,7 +170,7 @@ def _print_table(jobs: list[Job]) -> None:
         folder = Path(job["folder"])
         metrics = _read(folder / "metrics.json") if job["state"] in FINE else {}
         score = next((name for name in ("accuracy", "mse") if f"test/map/{name}" in metrics), None)
-        reason = shorten(job.get("reason", ""), REASON, placeholder=" ...")
+        reason = shorten(job.get("reason", "").removeprefix(f"{folder}: "), REASON, placeholder=" ...")
         test = f"{score} {metrics[f'test/map/{score}']:.4g}" if score else reason
         state = "interrupted" if job["state"] == "running" else job["state"]
         loss, seconds = metrics.get("validation/loss"), metrics.get("time/train_s")
@@ -164,6 +179,27 @@ def _print_table(jobs: list[Job]) -> None:
     console = Console()
     width = Console(width=1000).measure(table).maximum
     Console(width=max(console.width, width)).print(table, crop=False)
+
+
+@cache
+def _end_without(parent: int) -> None:
+    """Have this worker of joblib end when its parent has: it would train on unseen, and then wait for ever."""
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while callable(signal.getsignal(signal.SIGTERM)):  # a training heeds it: it saves and ends
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _remove_if_left(board: Path) -> None:
+    """Remove a board whose command was killed; one that is read is locked."""
+    with suppress(OSError), FileLock(board / LOCK, timeout=0):
+        shutil.rmtree(board)
 
 
 def _place(board: Path, config: DictConfig) -> Path:

@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from math import isfinite
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 import yaml
@@ -17,8 +19,11 @@ REPO = Path(__file__).parents[1]
 SMOKE = ["trainer=smoke", "test_tasks=20", "validation_tasks=10", "samples=3"]
 
 
-def train(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run train.py in ``folder``, with no account, no key and one thread."""
+train = partial(commands.run, "train.py")
+
+
+def typed(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run train.py as ``train`` does, from the interpreter's start on."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     variables = {name: value for name, value in variables.items() if not name.startswith("WANDB")}
     command = [sys.executable, str(REPO / "train.py"), *arguments]
@@ -43,7 +48,7 @@ def finished(folder: Path) -> dict:
 
 
 def test_default_run_is_llama_on_sinusoids_offline(tmp_path):
-    result = train(tmp_path, *SMOKE)
+    result = typed(tmp_path, *SMOKE)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "outputs" / "sinusoid").iterdir()
     metrics = finished(folder)
@@ -87,7 +92,7 @@ def test_sweep_makes_a_folder_a_run(tmp_path):
 
 def test_same_command_again_skips_retries_and_sums_up(tmp_path):
     sweep = ["-m", "algorithm=maml", "optimizer.lr=1e30,0.001", *SMOKE, "logger=none"]
-    first, again = train(tmp_path, *sweep), train(tmp_path, *sweep)
+    first, again = typed(tmp_path, *sweep), typed(tmp_path, *sweep)
     for result, state in ((first, "done"), (again, "skipped")):
         assert result.returncode == 1, result.stderr
         table = [line for line in result.stdout.splitlines() if line.startswith("│ algorithm-maml__optimizer.lr-")]
@@ -98,6 +103,9 @@ def test_same_command_again_skips_retries_and_sums_up(tmp_path):
     assert [(folder / "metrics.json").exists() for folder in folders] == [True, False]
     assert "Traceback" in (folders[1] / "train.log").read_text()
     assert "finished already, skipped" in again.stdout
+    with FileLock(folders[0] / ".lock"):
+        beside = train(tmp_path, *sweep)
+    assert "failed │                 │ expected no other process at this run, got one" in beside.stdout
 
 
 def test_one_config_and_one_writer_a_folder(tmp_path):
@@ -114,24 +122,25 @@ def test_one_config_and_one_writer_a_folder(tmp_path):
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path, number, code):
+def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path):
     single = [*SMOKE, "trainer.max_steps=1500", "trainer.val_check_interval=20", "logger=none", "hydra.run.dir=run"]
     single += ["model.widths=[4]", "dataset.meta_batch=2", "compile=false"]
     command = [sys.executable, str(REPO / "train.py"), *single]
     pipes = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
-        for line in process.stdout:
-            if line.startswith("step 20 of"):
-                process.send_signal(number)
-        assert process.wait() == code
-    step = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"]
-    assert 20 <= step < 1500
-    assert f"step {step}: saved on {number.name}" in (tmp_path / "run" / "train.log").read_text()
-    # the end of it, without the wait: a run whose last checkpoint is there goes on from it
-    with subprocess.Popen(command, **pipes) as process:
-        assert any(f"continued from step {step} of 1500" in line for line in process.stdout)
-        process.kill()
+    step = 0
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        lines, goal = [], 20 * (step // 20 + 1)
+        with subprocess.Popen(command, **pipes) as process:
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith(f"step {goal} of"):
+                    process.send_signal(number)
+            assert process.wait() == code
+        assert step == 0 or f"continued from step {step} of 1500\n" in lines
+        if number != signal.SIGKILL:
+            step = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"]
+            assert goal <= step < 1500
+            assert f"step {step}: saved on {number.name}" in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_same_command_same_numbers(tmp_path):
@@ -192,7 +201,7 @@ def test_data_refused_before_training(tmp_path, omniglot_root, override):
 
 
 def test_help_is_for_people_and_quick(tmp_path):
-    result = train(tmp_path, "--help")
+    result = typed(tmp_path, "--help")
     assert result.returncode == 0
     assert result.stdout.count("uv run train.py") >= 5
     for words in (
@@ -204,12 +213,12 @@ def test_help_is_for_people_and_quick(tmp_path):
 
 
 def test_config_is_shown_without_running(tmp_path):
-    result = train(tmp_path, "--cfg", "job", "algorithm=maml")
+    result = typed(tmp_path, "--cfg", "job", "algorithm=maml")
     assert yaml.safe_load(result.stdout)["algorithm"]["_target_"] == "meta_exp.algorithms.MAML"
     assert not (tmp_path / "outputs").exists()
 
 
 def test_tab_completion(tmp_path):
     line = "train.py algorithm="
-    result = train(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    result = typed(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
     assert {"algorithm=maml", "algorithm=llama"} <= set(result.stdout.split())

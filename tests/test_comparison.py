@@ -2,12 +2,10 @@
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from meta_exp import comparison
@@ -27,17 +25,11 @@ def sweep(trained, tmp_path):
     return tmp_path / "sweep"
 
 
-def evaluate(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "evaluate.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-
-
 def test_a_sweep_with_an_unfinished_run(sweep):
     """One test for one costly sweep: exit code, table, differences, digits, files."""
     (sweep / "broken").mkdir()
     (sweep / "broken" / "train.log").write_text("started")
-    result = evaluate(sweep.parent, "sweep")
+    result = commands.run("evaluate.py", sweep.parent, "sweep", COLUMNS="80")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "left out: sweep/broken" in result.stdout
@@ -89,7 +81,7 @@ def test_refused(sweep, monkeypatch, arguments):
 
 
 def test_refused_in_one_line(sweep):
-    result = evaluate(sweep, "llama_0", "dataset=omniglot")
+    result = commands.run("evaluate.py", sweep, "llama_0", "dataset=omniglot")
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: dataset=omniglot: expected curvature"), result.stderr
     assert "Traceback" not in result.stderr

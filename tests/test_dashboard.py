@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+import wandb
 from wandb.proto import wandb_internal_pb2
 
 from meta_exp import runs
@@ -16,6 +17,7 @@ TINY = ["trainer=smoke", "model.widths=[8]", "dataset.meta_batch=5", "test_tasks
 
 def records(file):
     """Yield the messages of a W&B file: after 7 bytes, blocks of 32 KiB of parts, each with checksum, length, kind."""
+    wandb.teardown()  # as at the end of a process: what wandb's own still holds back is written
     data, at, message = file.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at < len(data):

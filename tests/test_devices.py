@@ -49,6 +49,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path, config) -> None:
     one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
     for key in ("test/map/mse", "test/linearized/nll", "validation/loss"):
         assert two[key] == pytest.approx(one[key], rel=1e-5)
+    assert two["train/tasks_per_second"] * two["time/train_s"] == pytest.approx(4 * 5), "four meta-batches of five"
     one, two = (logged(tmp_path / name) for name in ("one", "two"))
     assert set(one) == set(two)
     assert {name for name, _ in one} > {"train/objective", "train/gradient_norm", "train/log_det", "validation/loss"}

@@ -1,11 +1,11 @@
 """evaluate.py on files of a new task, as its user types it: CSV files, folders of drawings, scans; and their errors."""
 
 import csv
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,12 +15,6 @@ from meta_exp.drawings import list_images
 
 REPO = Path(__file__).parents[1]
 EVALUATE = REPO / "evaluate.py"
-
-
-def evaluate(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    command = [sys.executable, str(EVALUATE), *map(str, arguments)]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=120, check=False)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -33,7 +27,8 @@ def test_a_curve(sinusoid_run, tmp_path):
     lines = [f"{a},{2 * np.sin(a - 1)}" for a in x]
     (tmp_path / "seen.csv").write_text("time,height\n" + "\n".join(lines))
     (tmp_path / "ask.csv").write_text("-3.50\n-1\n4\n")
-    result = evaluate(tmp_path, sinusoid_run, "support=seen.csv", "query=ask.csv", "evaluation_steps=40")
+    arguments = ["support=seen.csv", "query=ask.csv", "evaluation_steps=40"]
+    result = commands.run("evaluate.py", tmp_path, sinusoid_run, *arguments)
     assert result.returncode == 0, result.stderr
     assert "3 linearized predictions, written to predictions.csv" in result.stdout
     found = rows(tmp_path / "predictions.csv")
@@ -59,7 +54,7 @@ def test_letters_and_scans(character_run, drawings, tmp_path):
             image = scan.point(lambda v: 70 + v // 2) if i % 2 else Image.open(file)
             image.save(tmp_path / "ask" / f"{name}-{i}.png")
     arguments = ["support=letters", "query=ask", "output=out.csv", "curvature=last_layer", "kind=sample"]
-    result = evaluate(tmp_path, character_run, *arguments)
+    result = commands.run("evaluate.py", tmp_path, character_run, *arguments)
     assert result.returncode == 0, result.stderr
     found = rows(tmp_path / "out.csv")
     assert list(found[0])[:4] == ["file", "predicted", "probability", "entropy"]
@@ -116,7 +111,7 @@ def test_refusals_are_one_line_and_exit_code_1(sinusoid_run, tmp_path):
         ("support=s.csv", "query=q.csv"): "error: evaluate.py: expected a run's folder, got none; see --help",
     }
     for arguments, message in refused.items():
-        result = evaluate(tmp_path, *arguments)
+        result = commands.run("evaluate.py", tmp_path, *arguments)
         assert result.returncode == 1
         assert result.stderr.startswith(message)
         assert len(result.stderr.splitlines()) == 1

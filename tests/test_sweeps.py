@@ -3,13 +3,15 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -33,11 +35,32 @@ JOBS = {
 SMALL = ["trainer=smoke", "model.widths=[4]", "test_tasks=2", "validation_tasks=2", "samples=2", "logger=none"]
 
 
-def sweep(folder: Path, *arguments: str, after: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run train.py in ``folder`` with one thread, speaking to this machine only."""
+def begin(folder: Path, *arguments: str, after: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+    """Start train.py in ``folder`` with one thread, speaking to this machine only."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, str(REPO / "train.py"), *arguments, *SMALL, *after]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+    return subprocess.Popen(command, cwd=folder, env=variables, text=True, **options)
+
+
+def sweep(folder: Path, *arguments: str, after: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run train.py as ``begin`` starts it, to its end."""
+    with begin(folder, *arguments, after=after, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            output = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+
+def logged(folder: Path, pattern: str) -> list[str]:
+    """What the logs of the runs below ``folder`` hold of ``pattern``."""
+    files = sorted(folder.glob("outputs/*_sweep/*/train.log"))
+    return [found for file in files for found in re.findall(pattern, file.read_text())]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.05)
 
 
 def results(folder: Path) -> list[dict]:
@@ -71,16 +94,36 @@ def test_maml_and_llama_differ_in_the_algorithm_alone(config, name):
     assert found[0] == found[1]
 
 
-def test_a_search_with_two_jobs_of_joblib_at_a_time(tmp_path):
-    result = sweep(tmp_path, "experiment=search", "hydra/launcher=joblib", "hydra.sweeper.n_trials=2")
+def test_a_search_with_two_jobs_of_joblib_at_a_time_goes_on_after_a_kill(tmp_path):
+    """The kill is of the command alone; its workers notice, save and end."""
+    command = ["experiment=search", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=2"]
+    long = ["trainer.max_steps=400", "trainer.val_check_interval=20", "dataset.meta_batch=2"]
+    with begin(tmp_path, *command, after=long, start_new_session=True) as process:
+        wait_for(lambda: process.poll() is not None or len(logged(tmp_path, "step 20 of")) == 2)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not alive(process.pid))
+    saved = logged(tmp_path, r"step (\d+): saved on SIGTERM")
+    result = sweep(tmp_path, *command, after=long)
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
+    assert logged(tmp_path, r"continued from step (\d+) of 400") == saved
     found = OmegaConf.load(tmp_path / "outputs" / "search_sweep" / "optimization_results.yaml")
     losses = [run["validation/loss"] for run in results(tmp_path)]
-    assert len(losses) == 2
+    assert len(losses) == len(saved) == 2
     assert found.best_value == min(losses)
     keys = {"algorithm.inner_lr", "optimizer.lr", "algorithm.eta", "curvature.prior_precision"}
     assert set(found.best_params) == keys
+    assert not list(tmp_path.glob("outputs/search_sweep/.sweep-*")), "the board of the killed command is gone"
+
+
+def alive(group: int) -> bool:
+    """Whether a process group has a process left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
@@ -137,21 +180,41 @@ SLURM = {  # one job, numbered 7, as SLURM would handle it
 
 @pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
 def test_a_preempted_slurm_job_enters_the_queue_again_and_finishes(tmp_path, monkeypatch):
-    """SLURM's commands are scripts here; submitit, its signal handler and the run are real."""
+    """SLURM's commands are scripts here; submitit, its signal handlers and the run are real.
+
+    SIGTERM alone, as when a preemption begins; then SIGTERM and SIGUSR2 together; then SIGUSR2 alone.
+    """
     for name, script in SLURM.items():
         (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{script}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    long = ["trainer.max_steps=300", "trainer.val_check_interval=10", "dataset.meta_batch=1"]
+    long = ["trainer.max_steps=1500", "trainer.val_check_interval=50", "dataset.meta_batch=1"]
+
+    def train_on(waiting: Future) -> None:
+        """Wait for two more validations."""
+        goal = len(logged(tmp_path, "step .* left")) + 2
+        wait_for(lambda: waiting.done() or len(logged(tmp_path, "step .* left")) >= goal)
+
+    def send(*signals: signal.Signals) -> None:
+        for number in signals:
+            os.kill(int((tmp_path / "pid").read_text()), number)
+
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(sweep, tmp_path, "-m", "seed=0", "hydra/launcher=submitit_slurm", after=long)
-        while not waiting.done() and not any("step 20 " in file.read_text() for file in tmp_path.rglob("train.log")):
-            time.sleep(0.1)
-        os.kill(int((tmp_path / "pid").read_text()), signal.SIGUSR2)
+        train_on(waiting)
+        send(signal.SIGTERM)
+        wait_for(lambda: waiting.done() or logged(tmp_path, "saved on SIGTERM"))
+        train_on(waiting)
+        send(signal.SIGTERM, signal.SIGUSR2)
+        wait_for(lambda: waiting.done() or logged(tmp_path, "continued from step"))
+        train_on(waiting)
+        send(signal.SIGUSR2)
         result = waiting.result()
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
-    assert [run["steps"] for run in results(tmp_path)] == [300]
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n" * 2
+    assert logged(tmp_path, r"saved on (\w+)")[0] == "SIGTERM"
+    assert logged(tmp_path, r"step (\d+): saved on SIGUSR2") == logged(tmp_path, r"continued from step (\d+) of 1500")
+    assert [run["steps"] for run in results(tmp_path)] == [1500]
 
 
 def test_a_launcher_that_is_not_installed_names_its_extra(tmp_path):
