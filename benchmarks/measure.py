@@ -13,6 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
+from meta_exp.allocator import keep_freed_memory
 from meta_exp.learner import Learner
 from meta_exp.runs import build_learner
 from meta_exp.schema import constructor
@@ -22,6 +23,7 @@ from meta_exp.tasks.stream import TaskFamily
 CONF = Path(__file__).parents[1] / "conf"
 TURN_S = 0.05  # a turn holds as many calls as fill it: a step of a millisecond is not timed with cold caches
 Step = Callable[[], object]
+keep_freed_memory()  # as train.py does; learn2learn's side has the same process and the same gain
 Times = dict[str, list[float]]
 
 

@@ -34,6 +34,7 @@ from rich.table import Table
 
 from meta_exp import plots
 from meta_exp.algorithms import LLAMA
+from meta_exp.allocator import keep_freed_memory
 from meta_exp.checkpoints import AtomicCheckpoints, Best
 from meta_exp.checks import require
 from meta_exp.curves import LearningCurve
@@ -143,6 +144,9 @@ def train(cfg: DictConfig) -> float:
         FloatingPointError: the objective became infinite or NaN; last.ckpt holds the last good weights.
         SystemExit: a signal asked the process to end; the run is saved.
     """
+    keep_freed_memory()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # else the optimizer looks for a driver at each step
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder) if _main_process() else nullcontext():
