@@ -28,6 +28,7 @@ JOBS = {
     "maml_vs_llama": 2 * 5,
     "omniglot_maml_vs_llama": 2 * 3,
     "curvature_ablation": 4 * 3,
+    "omniglot_curvature_ablation": 4 * 2,
     "eta_ablation": 6 * 3,
     "tau_ablation": 5 * 3,
     "shots": 2 * 5 * 3,

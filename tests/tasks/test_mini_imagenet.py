@@ -286,11 +286,12 @@ with open(sys.argv[1], "wb") as stream:
     pickle.dump({"image_data": np.zeros((600 * len(names), 84, 84, 3), np.uint8), "class_dict": rows}, stream, 4)
 """
 READ = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from meta_exp.tasks.mini_imagenet import read_classes
 print(sum(images.nbytes for images in read_classes(Path(sys.argv[1]), "train")))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+# not ru_maxrss, which begins with that of the process that started this one
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024)
 """
 
 
