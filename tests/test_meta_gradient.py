@@ -42,6 +42,16 @@ def test_checkpointed_steps_on_a_convolutional_network(first_order):
     assert_equal(found, loop_gradient(algorithm, initial(model), batch))
 
 
+@pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+def test_compiled_convolutional_network():
+    """It takes other forms of the convolution when it is compiled."""
+    model, batch = conv4(), episodes(Categorical(), image_shape("stride"), 3, tasks=2)
+    algorithm = MAML(model=model, likelihood=Categorical(), inner_lr=0.1)
+    compiled = MetaGradient(algorithm)
+    compiled.compile()
+    assert_equal(compiled(initial(model), {}, batch), MetaGradient(algorithm)(initial(model), {}, batch))
+
+
 def test_checkpointed_steps_of_llama():
     """With what theta and the hyper-parameters add directly: the prior term, sigma and tau."""
     model, likelihood = mlp(outputs=2), Gaussian(0.5, learned=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_exp.checks import require
+from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import BatchNorm, GroupNorm
 
 NORMS = {"batch": BatchNorm, "group": GroupNorm, "none": nn.Identity}
@@ -36,7 +37,7 @@ class Conv4(nn.Module):
         blocks = []
         channels = input_shape[0]
         for _ in range(4):
-            convolution = nn.Conv2d(channels, filters, 3, stride=2 if self.average else 1, padding=1)
+            convolution = Conv2d(channels, filters, stride=2 if self.average else 1)
             nn.init.xavier_uniform_(convolution.weight)
             nn.init.constant_(convolution.get_parameter("bias"), 0.0)
             pool = nn.Identity() if self.average else nn.MaxPool2d(2)
