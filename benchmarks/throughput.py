@@ -113,22 +113,29 @@ def memory_table() -> Table:
     from memory import peaks
 
     base = [*OMNIGLOT, "algorithm=maml"]
-    kinds = [
-        ("ours", 8, "null"),
-        ("ours", 128, "8"),
-        ("ours", 128, "1"),
-        ("learn2learn", 8, "1"),
-        ("learn2learn", 128, "1"),
+    five, checkpointed = ["dataset.shots=5", "algorithm.inner_steps=5"], "checkpoint_steps=true"
+    kinds: list[tuple[str, int, str, list[str]]] = [
+        ("ours", 8, "null", []),
+        ("ours", 128, "8", []),
+        ("ours", 128, "1", []),
+        ("ours", 8, "null", five),
+        ("ours", 8, "null", [*five, checkpointed]),
+        ("learn2learn", 8, "1", []),
+        ("learn2learn", 128, "1", []),
+        ("learn2learn", 8, "1", five),
     ]
-    cases = [(side, [*base, f"dataset.meta_batch={tasks}", f"chunk_size={chunk}"]) for side, tasks, chunk in kinds]
-    title = "Peak memory of one meta-gradient: Omniglot, conv4-64, 5-way 1-shot, 15 query images a class"
+    cases = [
+        (side, [*base, f"dataset.meta_batch={tasks}", f"chunk_size={chunk}", *more])
+        for side, tasks, chunk, more in kinds
+    ]
+    title = "Peak memory of one meta-gradient: Omniglot, conv4-64, 5-way, 1 shot and 15 query images a class"
     caption = "Added: by the meta-gradient and its batch, to a process that has taken a tiny one; medians of three."
-    columns = ("whose", "meta-batch", "tasks at once", "added, MiB", "of the process, MiB", "added, over the first")
+    columns = ("whose", "meta-batch", "tasks at once", "and", "added, MiB", "of the process, MiB", "over the first")
     table = Table(*columns, title=title, caption=caption)
     results = peaks(cases, repeats=3)
-    for (side, tasks, chunk), (added, total) in zip(kinds, results, strict=True):
-        at_once = str(tasks) if chunk == "null" else chunk
-        table.add_row(side, str(tasks), at_once, f"{added:.0f}", f"{total:.0f}", f"{added / results[0][0]:.2f}")
+    for (side, tasks, chunk, more), (added, total) in zip(kinds, results, strict=True):
+        at_once, over = str(tasks) if chunk == "null" else chunk, f"{added / results[0][0]:.2f}"
+        table.add_row(side, str(tasks), at_once, " ".join(more), f"{added:.0f}", f"{total:.0f}", over)
     return table
 
 
