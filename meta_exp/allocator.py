@@ -2,8 +2,7 @@
 
 The C library of Linux gives large blocks back to the system as soon as they are free, and every page of the next ones
 is fetched and cleared anew. A meta-gradient makes and drops thousands of tensors of a few megabytes: on convolutional
-networks this took a tenth to a third of the processor's time. The peak of the memory is much the
-same.
+networks this took a tenth to a third of the processor's time. The peak of the memory is much the same.
 """
 
 import ctypes
