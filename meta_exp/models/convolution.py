@@ -2,16 +2,16 @@ r"""Convolution with weights of each task's own.
 
     y[n, o, p] = sum_i w[o, i] a[n, i, p] + b[o],    a[n, :, p] = the patch of x[n] at position p
 
-vmap makes one convolution of as many groups as there are tasks, which is slow where a group has little to do. There the
-sum is taken as the product that it is, over patches whose channels are last, if the code is compiled: the patches are
-then gathered in one loop, while step by step they cost more than they save.
+vmap makes one convolution of as many groups as there are tasks, which CPUs are slow at, and slower at its derivatives.
+There the sum is taken as the product that it is, over patches whose channels are last, if the code is compiled: the
+patches are then gathered in one loop, while step by step they cost more than they save.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALL = 4  # side of an image that has few positions
+LARGE = 28  # side of an image from which on patches, nine times its size at stride 1, no longer fit the caches
 
 
 class Conv2d(nn.Conv2d):
@@ -22,18 +22,29 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, by whichever way is faster."""
-        little = self.in_channels == 1 or x.shape[-1] <= SMALL
-        return self.by_patches(x) if little and torch.compiler.is_compiling() else super().forward(x)
+        small = self.in_channels == 1 or x.shape[-1] < LARGE
+        faster = small and x.device.type == "cpu" and torch.compiler.is_compiling()
+        return self.by_patches(x) if faster else super().forward(x)
 
     def by_patches(self, x: Tensor) -> Tensor:
-        """Convolve as a product of patches [N H' W', I] with the weights [O, I]."""
+        """Convolve as a product of patches [N H' W', I] with the weights [O, I].
+
+        With stride s the image is split into s x s images of every s-th row and column, of which patches take plain
+        slices: the derivative of a strided slice asks at each pixel whether it was in it.
+        """
         assert self.bias is not None
-        size, stride = self.kernel_size[0], self.stride[0]
-        x = F.pad(x.permute(0, 2, 3, 1), (0, 0, *[int(self.padding[0])] * 4))
-        height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
-        ends = (stride * (height - 1) + 1, stride * (width - 1) + 1)
-        starts = [(i, j) for i in range(size) for j in range(size)]
-        patches = torch.cat([x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] for i, j in starts], -1)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
-        y = patches.flatten(0, 2) @ weight.T + self.bias
-        return y.view(len(x), height, width, -1).permute(0, 3, 1, 2)
+        size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
+        height, width = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
+        down, right = (padding + -(side + 2 * padding) % stride for side in x.shape[2:])
+        x = F.pad(x.movedim(1, -1), (0, 0, padding, right, padding, down))
+        split = [rows.unflatten(2, (-1, stride)).unbind(3) for rows in x.unflatten(1, (-1, stride)).unbind(2)]
+        patches = torch.cat(
+            [
+                split[i % stride][j % stride][:, i // stride :, j // stride :][:, :height, :width]
+                for i in range(size)
+                for j in range(size)
+            ],
+            -1,
+        )
+        y = patches.flatten(0, 2) @ self.weight.movedim(1, -1).flatten(1).T + self.bias
+        return y.view(len(x), height, width, -1).movedim(-1, 1)

@@ -27,8 +27,7 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift each channel."""
-        shape = (-1,) + (1,) * (x.ndim - 2)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+        return (x.movedim(1, -1) * self.weight + self.bias).movedim(-1, 1)
 
 
 class BatchNorm(nn.Module):
@@ -40,10 +39,10 @@ class BatchNorm(nn.Module):
         self.affine = Affine(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [N, channels, ...]."""
-        dims = [0, *range(2, x.ndim)]
-        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
-        return self.affine((x - mean) * torch.rsqrt(variance + self.eps))
+        """Normalise x [N, channels, ...]; with channels last, as a compiled convolution leaves them."""
+        x = x.movedim(1, -1)
+        variance, mean = torch.var_mean(x, list(range(x.ndim - 1)), correction=0)
+        return self.affine(((x - mean) * torch.rsqrt(variance + self.eps)).movedim(-1, 1))
 
 
 class GroupNorm(nn.Module):
