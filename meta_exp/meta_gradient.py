@@ -6,16 +6,17 @@ gradient is pulled back without a graph of its own, since nobody differentiates 
 memory of ``torch.func.grad`` and less time.
 
 What changes nothing but time, memory and rounding: the tasks may be taken in chunks, which bounds the memory and suits
-the processor's caches; the gradient of a chunk may be compiled; and of the K inner steps the parameters theta^k alone
-may be kept, each step being computed anew on the way back,
+the processor's caches; the gradient of a chunk may be compiled, and the cores of a CPU then share out its tasks; and of
+the K inner steps the parameters theta^k alone may be kept, each step being computed anew on the way back,
 
     c_K = d objective / d theta_i,    c_k = (d theta^{k+1} / d theta^k)^T c_{k+1},    gradient = c_0 + what theta adds
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial, reduce
 from types import FunctionType, MethodType
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ from meta_exp.likelihood import Hyper
 from meta_exp.tasks.episode import Episode
 
 log = logging.getLogger(__name__)
+logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # it tells of each operator that it calls by its name
 COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
 WORSE = 1.25  # times the best time a task: where the trial of chunk sizes ends
 
@@ -96,17 +98,35 @@ class MetaGradient:
         count = len(episodes.query.y)
         if self.chunk_size == "auto":
             self.chunk_size = self._fastest(theta, hyper, episodes)
-        size = self.chunk_size or count
-        total: Any = None
-        for start in range(0, count, size):
-            part = self._of_chunk(theta, hyper, _tasks(episodes, start, start + size), tasks or count)
-            total = part if total is None else tree_map(torch.add, total, part)
+        cores = self._cores(episodes)
+        size = (self.chunk_size or count) // cores
+        parts = [_tasks(episodes, start, start + size) for start in range(0, count, size)]
+
+        def take(part: Episode) -> Any:
+            return self._of_chunk(theta, hyper, part, tasks or count)
+
+        if cores > 1 and self.compile_s:  # the sum there too: here it would wake a thread that then spins for a while
+            workers = _workers(cores)
+            total = workers.submit(_sum, list(workers.map(take, parts))).result()
+        else:
+            total = _sum(map(take, parts))
         (gradient, hyper_gradient), (objective, logs) = total
         return objective, gradient, hyper_gradient, logs
+
+    def _cores(self, episodes: Episode) -> int:
+        """Return how many cores share out the tasks of a chunk evenly: of a CPU's, for code that is compiled.
+
+        One core on a task of its own does more than two on the same, whose loops are short.
+        """
+        if self._of_chunk == self._eager or not self.chunk_size or episodes.query.y.device.type != "cpu":
+            return 1
+        return max(n for n in range(1, torch.get_num_threads() + 1) if int(self.chunk_size) % n == 0)
 
     def _eager(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
         """Return what the tasks of a chunk contribute to means over ``tasks``."""
         gradient = partial(self._checkpointed if self.checkpoint_steps else self._plain, theta, hyper)
+        if len(episodes.query.y) == 1:  # plain products of matrices are faster than batches of one
+            return tree_map(lambda value: value / tasks, gradient(tree_map(lambda value: value[0], episodes)))
         return tree_map(lambda value: value.sum(0) / tasks, vmap(gradient)(episodes))
 
     def _plain(self, theta: Params, hyper: Hyper, episode: Episode) -> Any:
@@ -138,18 +158,22 @@ class MetaGradient:
         log.info("chunk_size=auto: %d of %d tasks at once, %.3g ms a task in the trial", best, count, 1e3 * seconds)
         return best
 
-    def _compiled(self) -> Callable[..., Any]:
+    def _compiled(self, cores: int) -> Callable[..., Any]:
         """Return the gradient of a chunk compiled for fixed shapes, trusting that only its arguments change.
 
         To ask the network, its hooks and the algorithm at each call whether they changed takes longer than a small
         network. PyTorch files what it compiled under the code object: a copy of it for each instance keeps them apart.
+        What is to run beside others is one function in C++, which does not hold Python's lock.
         """
         code = MetaGradient._eager.__code__.replace()
         method = MethodType(FunctionType(code, globals()), self)
-        return torch.compile(method, dynamic=False, options={"guard_filter_fn": _guards_of_arguments})
+        options: dict[str, Any] = {"guard_filter_fn": _guards_of_arguments}
+        if cores > 1:
+            options |= {"cpp_wrapper": True, "cpp.threads": 1}
+        return torch.compile(method, dynamic=False, options=options)
 
     def _compile_first(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
-        compiled = self._compiled()
+        compiled = self._compiled(self._cores(episodes))
         started = time.perf_counter()
         part = compiled(theta, hyper, episodes, tasks)
         self.compile_s = time.perf_counter() - started
@@ -167,10 +191,21 @@ class MetaGradient:
             return self._eager(theta, hyper, episodes, tasks)
 
 
+@cache
+def _workers(cores: int) -> ThreadPoolExecutor:
+    """Return threads whose operations take one core each."""
+    return ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+
+
 def _gradients(objective: Callable[..., tuple[Tensor, Logs]], *arguments: Any) -> Any:
     """Return the gradients in all ``arguments``, and what ``objective`` returned."""
     value, pullback, logs = vjp(objective, *arguments, has_aux=True)  # type: ignore[misc]
     return pullback(torch.ones_like(value), retain_graph=False, create_graph=False), (value, logs)
+
+
+def _sum(parts: Iterable[Any]) -> Any:
+    """Add up what chunks contribute, in their order."""
+    return reduce(partial(tree_map, torch.add), parts)
 
 
 def _tasks(episodes: Episode, start: int, stop: int) -> Episode:

@@ -1,6 +1,7 @@
 """The meta-gradient by chunks, compiled or not, with checkpointed inner steps, is the plain one, in less memory."""
 
 import logging
+import threading
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.func import grad
 
 from meta_exp import meta_gradient, runs
 from meta_exp.algorithms import LLAMA, MAML
-from meta_exp.curvature import GGN
+from meta_exp.curvature import GGN, KFAC
 from meta_exp.likelihood import Categorical, Gaussian
 from meta_exp.meta_gradient import MetaGradient
 
@@ -50,6 +51,34 @@ def test_compiled_convolutional_network():
     compiled = MetaGradient(algorithm)
     compiled.compile()
     assert_equal(compiled(initial(model), {}, batch), MetaGradient(algorithm)(initial(model), {}, batch))
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.parametrize("curvature", [None, KFAC])
+def test_cores_share_out_a_chunk(curvature, monkeypatch):
+    """Each takes its tasks, in code compiled for one core, and the sum has the tasks' order: the same at each call."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    model, likelihood = mlp(outputs=3), Categorical()
+    settings = {"inner_lr": 0.1, "curvature": curvature and curvature(model, (2,))}
+    algorithm = LLAMA(model=model, likelihood=likelihood, eta=0.5, **settings) if curvature else None
+    algorithm = algorithm or MAML(model=model, likelihood=likelihood, inner_lr=0.1)
+    inputs = initial(model), {}, episodes(likelihood, (2,), 3, tasks=8)
+    shared = MetaGradient(algorithm, chunk_size=4)
+    shared.compile()
+    used, eager = [], MetaGradient(algorithm)(*inputs)
+    assert_equal(shared(*inputs), eager)
+    compiled = shared._of_chunk
+
+    def watched(theta, hyper, part, tasks):
+        used.append((threading.get_ident(), len(part.query.y)))
+        return compiled(theta, hyper, part, tasks)
+
+    shared._of_chunk = watched
+    first, second = shared(*inputs), shared(*inputs)
+    assert_equal(first, eager)
+    assert_equal(first, second, rtol=0, atol=0)
+    assert {size for _, size in used} == {2}
+    assert threading.get_ident() not in dict(used)
 
 
 def test_checkpointed_steps_of_llama():
