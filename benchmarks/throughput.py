@@ -32,6 +32,7 @@ CASES = {  # overrides
         "dataset.meta_batch=16",
         "algorithm.inner_steps=5",
         "algorithm.inner_lr=0.1",
+        "chunk_size=2",  # a task a core
     ],
     "mini_imagenet_5way_1shot": ["dataset=mini_imagenet"],
 }

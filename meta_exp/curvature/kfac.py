@@ -34,6 +34,7 @@ from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, pull
 from meta_exp.curvature.spectrum import eigenbasis, eigenvalues
 from meta_exp.curvature.taps import Taps, layers_with_parameters
 from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import Affine, couples_points
 from meta_exp.tasks.episode import Examples
 
@@ -42,11 +43,16 @@ TABLE = 65521  # signs; a prime, so that offsets of tasks on a grid spread
 
 @dataclass(frozen=True)
 class KroneckerPrecision(LayerPrecision):
-    """tau I + B (x) A with A = a^T a and B = b^T b, ``a`` [n, I], ``b`` [m, O]."""
+    """tau I + B (x) A with A = a^T a and B = b^T b, ``a`` [n, I], ``b`` [m, O].
+
+    ``columns`` says in which column of ``a`` each column of the layer's matrix stands, where that is another. The log
+    det is the same in any order.
+    """
 
     a: Tensor
     b: Tensor
     tau: Tensor
+    columns: Tensor | None = None
 
     def log_det_ratio(self) -> Tensor:
         """Sum of log(1 + lambda_A lambda_B / tau)."""
@@ -69,6 +75,7 @@ class KroneckerPrecision(LayerPrecision):
     def _basis(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues of B (x) A over tau, [K_B, K_A], and eigenvectors of B [O, K_B] and A [I, K_A]."""
         (of_b, left), (of_a, right) = eigenbasis(self.b), eigenbasis(self.a)
+        right = right if self.columns is None else right[self.columns]
         return of_b[:, None] * of_a / self.tau, left, right
 
 
@@ -118,7 +125,8 @@ class KFAC(Curvature):
             if isinstance(layer, Affine):
                 precisions[name] = DiagonalPrecision(layer_rows(layer, a, g, coupled).column_squares(), tau)
             else:
-                precisions[name] = KroneckerPrecision(_inputs(layer, a), _gradients(g), tau)
+                a, columns = _inputs(layer, a)
+                precisions[name] = KroneckerPrecision(a / len(a) ** 0.5, _gradients(g), tau, columns)
         return LayerwisePosterior(precisions, self.taps, params)
 
     def signs(self, x: Tensor, rank: int) -> Tensor:
@@ -130,10 +138,19 @@ class KFAC(Curvature):
         return self.table.to(x.device)[(index + offset) % TABLE].view(shape)
 
 
-def _inputs(layer: nn.Module, a: Tensor) -> Tensor:
-    """Return [n, I] whose Gram matrix is A, n the number of points and positions."""
-    a = patches(layer, a).mT.flatten(0, 1) if isinstance(layer, nn.Conv2d) else with_bias(layer, a)
-    return a / len(a) ** 0.5
+def _inputs(layer: nn.Module, a: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the inputs [n, I] of a layer at its points and positions, and the order of their columns if it is special.
+
+    Patches that the layer has taken are left as they lie, channels last: to sort them takes longer than the product.
+    """
+    if isinstance(layer, Conv2d) and layer.prefers_patches(a):
+        a = layer.patches(a).flatten(0, 2)
+        columns = torch.arange(a[0].numel() + 1, device=a.device)
+        columns[:-1] = columns[:-1].view(a.shape[1:]).T.flatten()
+        return with_bias(layer, a.flatten(1)), columns
+    if isinstance(layer, nn.Conv2d):
+        return patches(layer, a).mT.flatten(0, 1), None
+    return with_bias(layer, a), None
 
 
 def _gradients(g: Tensor) -> Tensor:

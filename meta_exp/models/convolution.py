@@ -22,29 +22,31 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, by whichever way is faster."""
+        return self.by_patches(x) if self.prefers_patches(x) else super().forward(x)
+
+    def prefers_patches(self, x: Tensor) -> bool:
+        """Whether a product with the patches of images of this size is faster, here and now."""
         small = self.in_channels == 1 or x.shape[-1] < LARGE
-        faster = small and x.device.type == "cpu" and torch.compiler.is_compiling()
-        return self.by_patches(x) if faster else super().forward(x)
+        return small and x.device.type == "cpu" and torch.compiler.is_compiling()
 
     def by_patches(self, x: Tensor) -> Tensor:
-        """Convolve as a product of patches [N H' W', I] with the weights [O, I].
+        """Convolve as a product of patches with the weights [O, size^2 I]."""
+        assert self.bias is not None
+        patches = self.patches(x)
+        y = patches.flatten(0, 2).flatten(1) @ self.weight.movedim(1, -1).flatten(1).T + self.bias
+        return y.view(*patches.shape[:3], -1).movedim(-1, 1)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """Return the patches of x, [N, H', W', size^2, I].
 
         With stride s the image is split into s x s images of every s-th row and column, of which patches take plain
         slices: the derivative of a strided slice asks at each pixel whether it was in it.
         """
-        assert self.bias is not None
         size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
         height, width = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
         down, right = (padding + -(side + 2 * padding) % stride for side in x.shape[2:])
         x = F.pad(x.movedim(1, -1), (0, 0, padding, right, padding, down))
         split = [rows.unflatten(2, (-1, stride)).unbind(3) for rows in x.unflatten(1, (-1, stride)).unbind(2)]
-        patches = torch.cat(
-            [
-                split[i % stride][j % stride][:, i // stride :, j // stride :][:, :height, :width]
-                for i in range(size)
-                for j in range(size)
-            ],
-            -1,
-        )
-        y = patches.flatten(0, 2) @ self.weight.movedim(1, -1).flatten(1).T + self.bias
-        return y.view(len(x), height, width, -1).movedim(-1, 1)
+        places = [(i, j) for i in range(size) for j in range(size)]
+        slices = [split[i % stride][j % stride][:, i // stride :, j // stride :][:, :height, :width] for i, j in places]
+        return torch.cat(slices, -1).unflatten(-1, (len(places), -1))

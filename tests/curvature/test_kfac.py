@@ -26,6 +26,7 @@ from torch.func import grad, vmap
 from meta_exp.curvature import GGN, KFAC
 from meta_exp.curvature.kfac import KroneckerPrecision
 from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.models.convolution import Conv2d
 
 INDEPENDENT = [name for name in CASES if "batch" not in name]
 
@@ -267,3 +268,21 @@ def test_refusals(settings, message):
 def test_refuses_layers_it_does_not_treat():
     with pytest.raises(ValueError, match="curvature on layer '1'"):
         KFAC(nn.Sequential(nn.Linear(2, 4), nn.PReLU()), (2,))
+
+
+def test_patches_with_channels_last(monkeypatch):
+    """As compiled code takes them: the log det, draws and variances are those of patches in the weights' order."""
+    model, likelihood = conv4(), Categorical()
+    data = examples(likelihood, image_shape("stride"), (4,), 3)
+    curvature = KFAC(model, image_shape("stride"), 0.3)
+    noise = {name: torch.randn_like(value) for name, value in initial(model).items()}
+
+    def results():
+        posterior = curvature.posterior(initial(model), data, likelihood, {})
+        return posterior.log_det_ratio(), posterior.sample(noise), posterior.functional_variance(data.x)
+
+    expected = results()
+    monkeypatch.setattr(Conv2d, "prefers_patches", lambda layer, x: True)
+    posterior = curvature.posterior(initial(model), data, likelihood, {})
+    assert any(getattr(block, "columns", None) is not None for block in posterior.precisions.values())
+    assert_equal(results(), expected)
