@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LARGE = 28  # side of an image from which on patches, nine times its size at stride 1, no longer fit the caches
+SMALL = 4  # side of an image whose patches, nine times its size at stride 1, are worth the product
 
 
 class Conv2d(nn.Conv2d):
@@ -26,8 +26,8 @@ class Conv2d(nn.Conv2d):
 
     def prefers_patches(self, x: Tensor) -> bool:
         """Whether a product with the patches of images of this size is faster, here and now."""
-        small = self.in_channels == 1 or x.shape[-1] < LARGE
-        return small and x.device.type == "cpu" and torch.compiler.is_compiling()
+        few = self.in_channels == 1 or self.stride[0] > 1 or x.shape[-1] <= SMALL
+        return few and x.device.type == "cpu" and torch.compiler.is_compiling()
 
     def by_patches(self, x: Tensor) -> Tensor:
         """Convolve as a product of patches with the weights [O, size^2 I]."""

@@ -27,7 +27,10 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift each channel."""
-        return (x.movedim(1, -1) * self.weight + self.bias).movedim(-1, 1)
+        if _channels_last(x):
+            return (x.movedim(1, -1) * self.weight + self.bias).movedim(-1, 1)
+        shape = (-1,) + (1,) * (x.ndim - 2)
+        return x * self.weight.view(shape) + self.bias.view(shape)
 
 
 class BatchNorm(nn.Module):
@@ -39,10 +42,12 @@ class BatchNorm(nn.Module):
         self.affine = Affine(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [N, channels, ...]; with channels last, as a compiled convolution leaves them."""
-        x = x.movedim(1, -1)
-        variance, mean = torch.var_mean(x, list(range(x.ndim - 1)), correction=0)
-        return self.affine(((x - mean) * torch.rsqrt(variance + self.eps)).movedim(-1, 1))
+        """Normalise x [N, channels, ...]."""
+        channels = x.ndim - 1 if _channels_last(x) else 1
+        x = x.movedim(1, channels)
+        others = [dim for dim in range(x.ndim) if dim != channels]
+        variance, mean = torch.var_mean(x, others, correction=0, keepdim=True)
+        return self.affine(((x - mean) * torch.rsqrt(variance + self.eps)).movedim(channels, 1))
 
 
 class GroupNorm(nn.Module):
@@ -58,6 +63,11 @@ class GroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [N, channels, ...]."""
         return self.affine(F.group_norm(x, self.groups, eps=self.eps))
+
+
+def _channels_last(x: Tensor) -> bool:
+    """Whether channels are neighbours in memory, as convolution by patches leaves them."""
+    return x.stride(1) == 1
 
 
 def couples_points(model: nn.Module) -> bool:
