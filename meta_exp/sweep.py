@@ -15,6 +15,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from math import inf
+from multiprocessing.util import Finalize
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -183,7 +184,11 @@ def _print_table(jobs: list[Job]) -> None:
 
 @cache
 def _end_without(parent: int) -> None:
-    """Have this worker of joblib end when its parent has: it would train on unseen, and then wait for ever."""
+    """Have this worker of joblib end when its parent has: it would train on unseen, and then wait for ever.
+
+    And at once, after all else that waits for its end: the parent waits for it.
+    """
+    Finalize(None, cli.end_at_once, exitpriority=-100)
 
     def wait() -> None:
         while os.getppid() == parent:

@@ -222,3 +222,26 @@ def test_tab_completion(tmp_path):
     line = "train.py algorithm="
     result = typed(tmp_path, "-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
     assert {"algorithm=maml", "algorithm=llama"} <= set(result.stdout.split())
+
+
+@pytest.mark.parametrize(("ends", "code"), [("pass", 0), ("sys.exit(3)", 3), ("raise ValueError('no')", 1)])
+def test_a_command_that_is_done_ends_at_once(ends, code):
+    """What waits for the end is called, in full; the interpreter is taken apart only after a failure."""
+    script = f"""
+import atexit, sys
+from meta_exp import cli
+
+class Late:
+    def __del__(self):
+        print("taken apart")
+
+def command():
+    atexit.register(print, "registered")
+    {ends}
+
+late = Late()
+cli.run(command)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout.splitlines() == ["registered"] + ["taken apart"] * (code != 0)
