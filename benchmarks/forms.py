@@ -6,7 +6,6 @@ A meta-gradient of MAML on Conv4-64, Omniglot 5-way 1-shot. Every form is checke
 
     used        what meta_exp.models.convolution does
     grouped     PyTorch's convolution everywhere, which vmap makes one of as many groups as there are tasks
-    patches     the product with patches whose channels are last, everywhere
     unfold      the product with patches by torch.nn.functional.unfold, everywhere
     two-pass    as used, and the norm's variance as the mean square of what is centred, in place of var_mean
     last        as used, with the compiler made to lay channels last everywhere
@@ -77,7 +76,6 @@ def two_pass(norm: BatchNorm, x: Tensor) -> Tensor:
 FORMS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], bool]] = {
     "used": (USED, VAR_MEAN, False),
     "grouped": (nn.Conv2d.forward, VAR_MEAN, False),
-    "patches": (Conv2d.by_patches, VAR_MEAN, False),
     "unfold": (unfold, VAR_MEAN, False),
     "two-pass": (USED, two_pass, False),
     "last": (USED, VAR_MEAN, True),
