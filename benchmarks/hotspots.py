@@ -35,15 +35,19 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=12)
     parser.add_argument("--seconds", type=float, default=20.0, help="that the turns of a case go on for")
     arguments = parser.parse_args()
-    console = Console(width=110)
+    console, threads = Console(width=110), torch.get_num_threads()
     limits = Table("case", "what", "ms", "middle half", "GFLOP/s", title="The limit: the matrix products alone")
     for case in arguments.cases:
         steps: dict[str, Step] = {}
         chunk = [f"chunk_size={arguments.chunk}"] if arguments.chunk else []
         for form in arguments.forms:
-            learner, batch = built([*CASES[case], "algorithm=maml", *chunk], form == "compiled")
+            overrides, compiled = [*CASES[case], "algorithm=maml", *chunk], form == "compiled"
+            torch.set_num_threads(1)  # the profiler does not look into the threads that compiled code is shared among
+            learner, batch = built(overrides, compiled)
+            console.print(operators(partial(learner.meta_gradient, batch), f"{case}, {form}, one core", arguments.top))
+            torch.set_num_threads(threads)
+            learner, batch = built(overrides, compiled)
             steps[form] = partial(learner.meta_gradient, batch)
-            console.print(operators(steps[form], f"{case}, {form}", arguments.top))
         tasks, sizes = len(batch.query.y), list(products(learner, batch))
         at_once = learner.gradient.chunk_size if isinstance(learner.gradient.chunk_size, int) else tasks
         steps["products"] = matrix_products(sizes, tasks, at_once)
