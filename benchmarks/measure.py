@@ -15,7 +15,7 @@ from rich.console import Console
 
 from meta_exp.allocator import keep_freed_memory
 from meta_exp.learner import Learner
-from meta_exp.products import take_by_onednn
+from meta_exp.products import set_precision
 from meta_exp.runs import build_learner
 from meta_exp.schema import constructor
 from meta_exp.tasks.episode import Episode, Examples
@@ -46,8 +46,8 @@ def built(overrides: Sequence[str], compiled: bool = False) -> tuple[Learner, Ep
     cfg = composed(overrides)
     family = constructor(cfg.dataset, "dataset")()
     torch.manual_seed(0)
-    if len(family.input_shape) == 3:
-        take_by_onednn()  # as train.py does; learn2learn's side has the same process and the same gain
+    # as train.py does; learn2learn's side has the same process and the same gain
+    set_precision(cfg.matmul_precision, images=len(family.input_shape) == 3)
     learner = build_learner(cfg, family)
     if compiled:
         learner.gradient.compile()

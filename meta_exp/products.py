@@ -15,11 +15,13 @@ SHAPES = [(245, 576, 64), (64, 245, 576), (245, 64, 576)]  # of a convolution's 
 FLOAT32 = 2e-6  # relative to the sum of absolute terms: float32 errs by a tenth of this, bf16 by a thousand times it
 
 
-def take_by_onednn() -> None:
-    """Let oneDNN take this process's products, unless they would be less precise than float32's."""
-    torch.set_float32_matmul_precision("medium")
-    if torch.cuda.is_available() or not precise(torch.matmul):
-        torch.set_float32_matmul_precision("highest")
+def set_precision(precision: str, images: bool) -> None:
+    """Set PyTorch's precision of products; ``highest``, on images, lets oneDNN take those that stay as precise."""
+    torch.set_float32_matmul_precision(precision)
+    if precision == "highest" and images and not torch.cuda.is_available():
+        torch.set_float32_matmul_precision("medium")
+        if not precise(torch.matmul):
+            torch.set_float32_matmul_precision("highest")
 
 
 def precise(product: Callable[[Tensor, Tensor], Tensor]) -> bool:

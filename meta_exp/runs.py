@@ -43,7 +43,7 @@ from meta_exp.files import write_json, write_whole
 from meta_exp.learner import Learner
 from meta_exp.likelihood import Categorical
 from meta_exp.names import run_name
-from meta_exp.products import take_by_onednn
+from meta_exp.products import set_precision
 from meta_exp.progress import TrainingProgress
 from meta_exp.resume import only_writer, refuse_other_config, snapshot
 from meta_exp.schema import constructor, from_keys
@@ -88,11 +88,9 @@ def build(cfg: DictConfig) -> Run:
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
     precision = cfg.matmul_precision
     require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
-    torch.set_float32_matmul_precision(precision)
     cfg.run_name = run_name(Path(cfg.run_dir))
     family = constructor(cfg.dataset, "dataset")()
-    if precision == "highest" and len(family.input_shape) == 3:  # images
-        take_by_onednn()
+    set_precision(precision, images=len(family.input_shape) == 3)
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
     seed_everything(cfg.seed, verbose=False)
     learner = build_learner(cfg, family)

@@ -20,7 +20,7 @@ def test_float32_is_precise_and_bf16_is_not():
 
 def test_what_is_taken_is_precise():
     """Whatever this processor does: float32's error stays, by one matrix and by a batch of them."""
-    products.take_by_onednn()
+    products.set_precision("highest", images=True)
     assert products.precise(torch.matmul)
     assert products.precise(lambda a, b: (a.expand(4, *a.shape) @ b.expand(4, *b.shape))[2])
 
@@ -31,5 +31,13 @@ def test_what_is_taken_is_precise():
 def test_only_where_it_keeps_precision_and_no_gpu_would_take_it_up(precise, gpu, setting, monkeypatch):
     monkeypatch.setattr(products, "precise", lambda product: precise)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    products.take_by_onednn()
+    products.set_precision("highest", images=True)
     assert torch.get_float32_matmul_precision() == setting
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_a_precision_that_was_chosen_stays(precision):
+    """Also after a run on images in the same process."""
+    products.set_precision("highest", images=True)
+    products.set_precision(precision, images=False)
+    assert torch.get_float32_matmul_precision() == precision
