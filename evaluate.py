@@ -41,12 +41,12 @@ def main() -> None:
     task = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in NEW_TASK)
     overrides = [override for override in overrides if override.split("=", 1)[0] not in NEW_TASK]
     if task:
-        from meta_exp import new_task
-
+        with cli.quick_imports():
+            from meta_exp import new_task
         new_task.answer(folders, overrides, **task)
     else:
-        from meta_exp import comparison
-
+        with cli.quick_imports():
+            from meta_exp import comparison
         raise SystemExit(comparison.compare(folders, overrides))
 
 

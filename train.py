@@ -11,8 +11,9 @@ from meta_exp import cli, names  # noqa: F401 - Hydra asks names for the folders
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Run ``cfg`` in its folder; the imports stand here so that --help answers at once."""
-    from meta_exp import runs
-    from meta_exp.resume import Refused
+    with cli.quick_imports():
+        from meta_exp import runs
+        from meta_exp.resume import Refused
 
     try:
         return runs.train(cfg)

@@ -4,13 +4,15 @@ Ctrl-C and SIGTERM end it with 130 and 143, as a shell says it, in one line too.
 """
 
 import atexit
+import gc
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType
 
@@ -38,6 +40,22 @@ def run(command: Callable[[], None]) -> None:
         if traceback_wanted or not _expected(error):
             raise
         sys.exit(f"error: {one_line(error)}")
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import what a command needs with the garbage collector at rest: a quarter of the time goes to it otherwise.
+
+    The half million objects of PyTorch and its company stay for good; no later collection looks through them either.
+    """
+    known = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > known:  # in a sweep's further jobs it would keep what the last one left
+            gc.freeze()
+        gc.enable()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -12,11 +12,13 @@ from tempfile import TemporaryDirectory
 REPO = Path(__file__).parents[1]
 TIMEOUT_S = 300
 SERVER = f"""
-import atexit, gc, json, os, runpy, signal, sys, traceback
-import hydra.main
-import meta_exp.comparison, meta_exp.new_task, meta_exp.runs
+import atexit, json, os, runpy, signal, sys, traceback
+from meta_exp import cli
 
-gc.freeze()  # a child that collects what it inherits copies all of it
+with cli.quick_imports():  # a child that collects what it inherits would copy all of it
+    import hydra.main
+    import meta_exp.comparison, meta_exp.new_task, meta_exp.runs
+
 for line in sys.stdin:
     if not (child := os.fork()):
         break

@@ -245,3 +245,28 @@ cli.run(command)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == code
     assert done.stdout.splitlines() == ["registered"] + ["taken apart"] * (code != 0)
+
+
+def test_what_is_imported_stays_and_what_a_job_leaves_does_not():
+    script = """
+import gc, sys, weakref
+from meta_exp import cli
+
+class Node:
+    pass
+
+def job():
+    with cli.quick_imports():
+        import xml.dom.minidom
+    node = Node()
+    node.itself = node
+    return weakref.ref(node)
+
+first = job()
+frozen = gc.get_freeze_count()
+second = job()
+assert frozen > 1000 and gc.get_freeze_count() == frozen and gc.isenabled()
+gc.collect()
+assert first() is None and second() is None
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
