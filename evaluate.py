@@ -47,7 +47,8 @@ def main() -> None:
     else:
         with cli.quick_imports():
             from meta_exp import comparison
-        raise SystemExit(comparison.compare(folders, overrides))
+        if code := comparison.compare(folders, overrides):
+            raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ def quick_imports() -> Iterator[None]:
     finally:
         if len(sys.modules) > known:  # in a sweep's further jobs it would keep what the last one left
             gc.freeze()
+            atexit.register(gc.unfreeze)  # Triton complains of what is left at the interpreter's end
         gc.enable()
 
 
