@@ -178,7 +178,6 @@ def test_one_line_and_exit_code_1(tmp_path, override):
         assert "FloatingPointError" in (folder / "train.log").read_text()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_an_error_is_the_last_word(tmp_path):
     """Also where the interpreter is taken apart, and not a forked process ended."""
     result = typed(tmp_path, *SMOKE, "optimizer.lr=-1")
@@ -186,6 +185,7 @@ def test_an_error_is_the_last_word(tmp_path):
     assert result.stderr.splitlines()[-1].startswith("error: optimizer.lr: expected a learning rate > 0, got -1")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_asked_for_and_not_there(tmp_path):
     result = train(tmp_path, "trainer.accelerator=gpu", "trainer=smoke", "logger=none")
     assert result.returncode == 1
