@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from meta_exp import cli
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 
 HELP = """\
 Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
@@ -42,12 +42,12 @@ def main() -> None:
     overrides = [override for override in overrides if override.split("=", 1)[0] not in NEW_TASK]
     if task:
         with cli.quick_imports():
-            from meta_exp import new_task
-        new_task.answer(folders, overrides, **task)
+            from meta_exp.production import command
+        command.answer(folders, overrides, **task)
     else:
         with cli.quick_imports():
-            from meta_exp import comparison
-        if code := comparison.compare(folders, overrides):
+            from meta_exp.comparison.compare import compare
+        if code := compare(folders, overrides):
             raise SystemExit(code)
 
 

@@ -5,18 +5,19 @@ import logging
 import hydra
 from omegaconf import DictConfig
 
-from meta_exp import cli, names  # noqa: F401 - Hydra asks names for the folders of a sweep
+from meta_exp import cli
+from meta_exp.runs import names  # noqa: F401 - Hydra asks names for the folders of a sweep
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     """Run ``cfg`` in its folder; the imports stand here so that --help answers at once."""
     with cli.quick_imports():
-        from meta_exp import runs
-        from meta_exp.resume import Refused
+        from meta_exp.runs.folder import Refused
+        from meta_exp.runs.train import train
 
     try:
-        return runs.train(cfg)
+        return train(cfg)
     except Refused:  # the folder, with its log, is not ours
         raise
     except Exception:

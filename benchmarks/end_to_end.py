@@ -22,8 +22,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchvision.datasets import Omniglot
 
-from meta_exp import runs
-from meta_exp.tasks.omniglot import find_set
+from meta_exp.runs.build import Run, build
+from meta_exp.tasks.images.omniglot import find_set
 from meta_exp.tasks.stream import TaskFamily, draw_batch
 
 UNPACKED = Path(tempfile.gettempdir()) / "omniglot-for-learn2learn"  # kept: to unpack and index it takes a minute
@@ -56,7 +56,7 @@ def train(overrides: Sequence[str], blocks: int, steps: int, their_steps: int) -
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"trainer.max_steps={last}", f"trainer.val_check_interval={last}", "validation_tasks=1"]
         cfg = composed(["logger=wandb", f"logger.wandb.save_dir={folder}", f"run_dir={folder}", *settings, *overrides])
-        run = runs.build(cfg)
+        run = build(cfg)
         turns = Turns(their_loop(cfg, run), steps, their_steps)
         run.trainer.callbacks.append(turns)
         try:
@@ -67,7 +67,7 @@ def train(overrides: Sequence[str], blocks: int, steps: int, their_steps: int) -
     return {name: seconds[-blocks:] for name, seconds in turns.times.items()}
 
 
-def their_loop(cfg: DictConfig, run: runs.Run) -> Step:
+def their_loop(cfg: DictConfig, run: Run) -> Step:
     """Return an iteration of learn2learn's loop on the same tasks, with the same optimizer."""
     peer = Peer(run.learner)
     optimizer = torch.optim.Adam(peer.maml.parameters(), lr=cfg.optimizer.lr)

@@ -87,7 +87,7 @@ def measured(seconds: float, compiled: bool) -> list[Row]:
 
 def draw(rows: list[Row], unit: str, file: Path) -> None:
     """Draw a log-log plot of one unit for each variable, with a line for what would grow in proportion."""
-    plt.style.use(Path(__file__).parents[1] / "meta_exp" / "meta_exp.mplstyle")
+    plt.style.use(Path(__file__).parents[1] / "meta_exp" / "runs" / "meta_exp.mplstyle")
     figure, grid = plt.subplots(2, 3, figsize=(8, 5.2), sharey=True, layout="constrained")
     *axes, legend = grid.flat
     for ax, key in zip(axes, VARIABLES, strict=True):

@@ -19,8 +19,8 @@ from throughput import CASES
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from meta_exp.learner import Learner
 from meta_exp.tasks.episode import Episode
+from meta_exp.training.learner import Learner
 
 Size = tuple[int, int, int]  # [rows, inner] times [inner, columns]
 CALLS = 3

@@ -13,13 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from meta_exp.allocator import keep_freed_memory
-from meta_exp.learner import Learner
-from meta_exp.products import set_precision
-from meta_exp.runs import build_learner
-from meta_exp.schema import constructor
+from meta_exp.config.schema import constructor
+from meta_exp.runs.build import build_learner
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.stream import TaskFamily
+from meta_exp.training.allocator import keep_freed_memory
+from meta_exp.training.learner import Learner
+from meta_exp.training.precision import set_precision
 
 CONF = Path(__file__).parents[1] / "conf"
 TURN_S = 0.05  # a turn holds as many calls as fill it: a step of a millisecond is not timed with cold caches

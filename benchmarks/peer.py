@@ -10,10 +10,10 @@ from measure import built
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from meta_exp.learner import Learner
-from meta_exp.likelihood import Categorical
+from meta_exp.likelihoods import Categorical
 from meta_exp.models import MLP, Conv4
 from meta_exp.tasks.episode import Episode
+from meta_exp.training.learner import Learner
 
 SAME = 1e-9  # in float64, relative
 

@@ -16,7 +16,7 @@ from torch.func import jvp, vmap
 
 from meta_exp.adaptation import Params
 from meta_exp.curvature import Noise, Posterior
-from meta_exp.likelihood import Gaussian, Likelihood
+from meta_exp.likelihoods import Gaussian, Likelihood
 
 KINDS = ("map", "sample", "linearized")
 Network = Callable[[Params, Tensor], Tensor]

@@ -17,7 +17,7 @@ from meta_exp import cli
 
 with cli.quick_imports():  # a child that collects what it inherits would copy all of it
     import hydra.main
-    import meta_exp.comparison, meta_exp.new_task, meta_exp.runs
+    import meta_exp.comparison.compare, meta_exp.production.command, meta_exp.runs.train
 
 for line in sys.stdin:
     if not (child := os.fork()):

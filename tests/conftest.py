@@ -14,7 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
-from meta_exp import runs
+from meta_exp.runs.train import train
 
 REPO = Path(__file__).parents[1]
 torch.set_num_threads(1)  # several workers share the cores
@@ -71,7 +71,7 @@ def trained(shared: Path, data_cache: Path) -> Callable[..., Path]:
         with FileLock(folder.with_suffix(".lock")), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
             if not (folder / "metrics.json").exists():
-                runs.train(compose_run(folder, "logger=none", *overrides))
+                train(compose_run(folder, "logger=none", *overrides))
         return folder
 
     return make

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_iter
 
 from meta_exp.algorithms import LLAMA
 from meta_exp.curvature import KFAC, Diagonal, LastLayer
-from meta_exp.likelihood import Categorical, Gaussian
-from meta_exp.meta_gradient import MetaGradient
+from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.models import MLP, Affine, BatchNorm, Conv4
 from meta_exp.tasks.episode import Episode, Examples
+from meta_exp.training.meta_gradient import MetaGradient
 
 
 def assert_equal(actual, expected, rtol=1e-9, atol=1e-10):

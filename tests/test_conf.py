@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from meta_exp import runs
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, LastLayer
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.models import MLP, Conv4
+from meta_exp.runs.build import build
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
@@ -21,13 +21,13 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_builds(config, option):
-    run = runs.build(config(*NEEDS.get(option, []), option))
+    run = build(config(*NEEDS.get(option, []), option))
     assert run.trainer.max_steps >= 1
     assert run.learner.evaluation_steps >= 1
 
 
 def test_defaults_are_llama_on_sinusoids(config):
-    learner = runs.build(config()).learner
+    learner = build(config()).learner
     assert type(learner.algorithm) is LLAMA
     assert type(learner.algorithm.curvature) is GGN
     assert type(learner.algorithm.likelihood) is Gaussian
@@ -36,7 +36,7 @@ def test_defaults_are_llama_on_sinusoids(config):
 
 
 def test_dataset_brings_its_model_and_likelihood(config):
-    learner = runs.build(config("dataset=omniglot", "algorithm=maml")).learner
+    learner = build(config("dataset=omniglot", "algorithm=maml")).learner
     assert type(learner.algorithm) is MAML
     assert type(learner.model) is Conv4
     assert type(learner.algorithm.likelihood) is Categorical
@@ -52,7 +52,7 @@ def test_command_line_wins_over_what_a_group_brings(config):
         "algorithm.inner_lr=0.1",
         "evaluation_steps=7",
     ]
-    learner = runs.build(config(*overrides)).learner
+    learner = build(config(*overrides)).learner
     assert type(learner.model) is MLP
     assert type(learner.algorithm.curvature) is LastLayer
     assert learner.algorithm.inner_lr == 0.1
@@ -72,13 +72,13 @@ def test_a_smoke_run_of_an_experiment_is_a_smoke_run(config):
 
 
 def test_a_curvature_with_maml_is_for_evaluation(config):
-    learner = runs.build(config("algorithm=maml", "curvature=ggn")).learner
+    learner = build(config("algorithm=maml", "curvature=ggn")).learner
     assert type(learner.algorithm.curvature) is GGN
     assert learner.predictives == ["map", "linearized"]
 
 
 def test_predictives_without_curvature_are_left_out(config):
-    assert runs.build(config("algorithm=maml")).learner.predictives == ["map"]
+    assert build(config("algorithm=maml")).learner.predictives == ["map"]
 
 
 def test_names_that_others_script_against(config):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from meta_exp import runs
+from meta_exp.runs.build import build
+from meta_exp.runs.train import train as train_run
 
 REPO = Path(__file__).parents[1]
 QUICK = ["trainer=smoke", "trainer.accelerator=cpu", "test_tasks=10", "validation_tasks=10", "logger=csv"]
@@ -40,7 +41,7 @@ def test_two_processes_train_as_one_does(tmp_path: Path, config) -> None:
     """Five tasks, of which one process takes three; SGD, whose steps are as large as the gradient."""
     settings = ["dataset.meta_batch=5", "optimizer=sgd", "trainer.log_every_n_steps=1"]
     (tmp_path / "one").mkdir()
-    runs.train(config(*QUICK, *settings, run_dir=tmp_path / "one"))
+    train_run(config(*QUICK, *settings, run_dir=tmp_path / "one"))
     result = train(tmp_path, *settings, *TWO, "hydra.run.dir=two")
     assert result.returncode == 0, result.stderr
     assert "Warning" not in result.stderr
@@ -67,4 +68,4 @@ def test_two_processes_stop_together(tmp_path: Path) -> None:
 
 def test_a_sweep_takes_one_device_a_job(config) -> None:
     with pytest.raises(ValueError, match=r"trainer\.devices in a sweep: expected 1, got 2; a sweep runs its jobs side"):
-        runs.build(config(*QUICK, *TWO, "hydra.mode=MULTIRUN"))
+        build(config(*QUICK, *TWO, "hydra.mode=MULTIRUN"))

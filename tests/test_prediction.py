@@ -6,7 +6,7 @@ from oracles import assert_equal, episodes, initial, mlp, task
 from torch.func import functional_call, jacrev
 
 from meta_exp.curvature import GGN
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.prediction import predict
 
 SAMPLES = 7

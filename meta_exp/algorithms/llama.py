@@ -19,9 +19,9 @@ from torch import Tensor
 
 from meta_exp.adaptation import Params
 from meta_exp.algorithms.maml import MAML, Logs
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.curvature import Curvature
-from meta_exp.likelihood import Hyper
+from meta_exp.likelihoods import Hyper
 from meta_exp.tasks.episode import Episode
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from meta_exp.adaptation import Params, adapt, step
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.curvature import Curvature, Posterior
-from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.likelihoods import Hyper, Likelihood
 from meta_exp.tasks.episode import Episode, Examples
 
 Logs = dict[str, Tensor]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from meta_exp.adaptation import Params
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.curvature.taps import Taps
-from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.likelihoods import Hyper, Likelihood
 from meta_exp.tasks.episode import Examples
 
 Noise = Any  # a pytree of standard normal draws; each structure has its own

@@ -16,7 +16,7 @@ from meta_exp.curvature.base import Curvature
 from meta_exp.curvature.layerwise import DiagonalPrecision, LayerwisePosterior
 from meta_exp.curvature.rows import jacobian_rows
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.likelihoods import Hyper, Likelihood
 from meta_exp.tasks.episode import Examples
 
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian, jacrev
 
 from meta_exp.adaptation import Params
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.curvature.base import Curvature, Posterior
 from meta_exp.curvature.spectrum import eigh
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.likelihoods import Hyper, Likelihood
 from meta_exp.tasks.episode import Examples
 
 

@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from meta_exp.adaptation import Params
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.curvature.base import Curvature
 from meta_exp.curvature.layerwise import DiagonalPrecision, LayerPrecision, LayerwisePosterior
 from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, pull, squares, with_bias
 from meta_exp.curvature.spectrum import eigenbasis, eigenvalues
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihood import Hyper, Likelihood
+from meta_exp.likelihoods import Hyper, Likelihood
 from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import Affine, couples_points
 from meta_exp.tasks.episode import Examples

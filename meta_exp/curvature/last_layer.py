@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from meta_exp.adaptation import Params
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.curvature.dual import Dual
 from meta_exp.curvature.rows import Directions, Outer, Rows
 from meta_exp.curvature.taps import Taps, layers_with_parameters

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vjp
 
 from meta_exp.adaptation import Params
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.models.norm import Affine
 
 Layers = dict[str, Tensor]

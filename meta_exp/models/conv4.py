@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import BatchNorm, GroupNorm
 

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import nn
 
-from meta_exp.checks import require
+from meta_exp.config.checks import require
 
 
 class MLP(nn.Sequential):

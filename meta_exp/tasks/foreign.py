@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from meta_exp.tasks.episode import Episode
-from meta_exp.tasks.images import ImageTasks
+from meta_exp.tasks.images.episodes import ImageTasks
 from meta_exp.tasks.stream import EVALUATION_SEED, SPLITS, TaskFamily
 
 FOREIGN_RANK = 1  # evaluation tasks are drawn at rank 0

@@ -26,9 +26,9 @@ from torch.func import grad
 
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
-from meta_exp.likelihood import Categorical, Gaussian
-from meta_exp.meta_gradient import MetaGradient
+from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.tasks.episode import Episode
+from meta_exp.training.meta_gradient import MetaGradient
 
 TRAINABLE = [GGN, KFAC, pytest.param(partial(KFAC, probes=2), id="KFAC-probes"), Diagonal, LastLayer]
 

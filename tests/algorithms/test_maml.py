@@ -22,7 +22,7 @@ from torch.func import functional_call, grad
 
 from meta_exp.algorithms import MAML
 from meta_exp.curvature import GGN
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
 
 
 @pytest.mark.parametrize("first_order", [False, True])

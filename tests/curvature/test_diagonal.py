@@ -18,7 +18,7 @@ from oracles import (
 from torch.func import grad, vmap
 
 from meta_exp.curvature import GGN, Diagonal
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
 
 
 @pytest.fixture(params=CASES)

@@ -7,7 +7,7 @@ from torch.func import grad, vmap
 
 from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
 from meta_exp.curvature.dual import DualNoise
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
 
 TAU = 0.3
 SETTINGS = [(name, GGN) for name in CASES if "max_pool" not in name] + [

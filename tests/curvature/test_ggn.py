@@ -21,7 +21,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from meta_exp.curvature import GGN
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
 
 TAUS = [1e-4, 0.3, 1.0, 100.0]
 

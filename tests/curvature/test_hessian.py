@@ -23,8 +23,8 @@ from torch.func import functional_call, grad, vmap
 
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, Hessian
-from meta_exp.evaluation import evaluate
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
+from meta_exp.scoring.task import evaluate
 from meta_exp.tasks.episode import Examples
 
 NAMES = ["mlp-gaussian", "mlp-categorical", "conv4-batch-stride"]

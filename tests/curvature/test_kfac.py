@@ -25,7 +25,7 @@ from torch.func import grad, vmap
 
 from meta_exp.curvature import GGN, KFAC
 from meta_exp.curvature.kfac import KroneckerPrecision
-from meta_exp.likelihood import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.models.convolution import Conv2d
 
 INDEPENDENT = [name for name in CASES if "batch" not in name]

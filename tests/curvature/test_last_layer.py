@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import grad
 
 from meta_exp.curvature import GGN, LastLayer
-from meta_exp.likelihood import Gaussian
+from meta_exp.likelihoods import Gaussian
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -5,7 +5,7 @@ import torch
 
 from meta_exp.tasks import Episode, Examples, Sinusoid
 from meta_exp.tasks.foreign import ClassFamily, beyond_support, draw_foreign
-from meta_exp.tasks.images import ImageTasks
+from meta_exp.tasks.images.episodes import ImageTasks
 from meta_exp.tasks.stream import draw_tasks
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meta_exp.tasks.mini_imagenet import CLASSES, pickle_name
+from meta_exp.tasks.images.mini_imagenet import CLASSES, pickle_name
 
 
 def prepare(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from meta_exp.tasks import Sinusoid
-from meta_exp.tasks.stream import EvaluationBatches, TaskStream, draw_batch, draw_tasks
+from meta_exp.tasks.stream import draw_batch, draw_tasks
+from meta_exp.training.data import EvaluationBatches, TaskStream
 
 FAMILY = Sinusoid(meta_batch=4)
 PUBLISHED = [0.43624991178512573, 4.350724220275879, 3.1585354804992676]  # the first points of seed 0

@@ -1,0 +1,56 @@
+"""The charts of a comparison, drawn for print."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from meta_exp.comparison.charts import Chart, Curve
+from meta_exp.runs.pictures import STYLE, save
+
+DASHES = ("-", "--", "-.", ":")  # with the markers they tell curves apart without colour
+MARKERS = "os^Dv<>PX"
+
+
+def draw_charts(charts: Sequence[Chart], folder: Path) -> list[Path]:
+    """Draw each chart into ``folder`` as PNG and SVG, named for it, and return the files."""
+    with plt.style.context(STYLE):
+        return [file for chart in charts for file in save(draw_chart(chart), folder / chart.name)]
+
+
+def draw_chart(chart: Chart) -> Figure:
+    """Draw curves with their bands, and the bars below them where there are some; legible without colour."""
+    rows, height = (2, 4.6) if chart.bars else (1, 3.4)
+    ratios = {"height_ratios": [3, 1]} if chart.bars else None
+    figure, grid = plt.subplots(
+        rows, 1, figsize=(5.6, height), layout="constrained", sharex=True, squeeze=False, gridspec_kw=ratios
+    )
+    ax = grid[0, 0]
+    if chart.diagonal:
+        ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=0)
+    for curve in chart.curves:
+        _draw_line(ax, curve, chart.steps)
+    if chart.log_x:
+        ax.set_xscale("log")
+    ax.set(title=chart.title, ylabel=chart.y_label)
+    if chart.curves:
+        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=1 + (len(chart.curves) > 6))
+    for j, bars in enumerate(chart.bars):
+        width = 0.8 / len(bars.x) / len(chart.bars)
+        x = np.asarray(bars.x) + (j - (len(chart.bars) - 1) / 2) * width
+        grid[1, 0].bar(x, bars.y, width, color=f"C{bars.group}", lw=0)
+        grid[1, 0].set_ylabel(chart.bars_label)
+    grid[-1, 0].set_xlabel(chart.x_label)
+    return figure
+
+
+def _draw_line(ax: Axes, curve: Curve, steps: bool) -> None:
+    dash = "--" if curve.dashed else "-" if steps else DASHES[curve.group % len(DASHES)]
+    marker = "" if steps or len(curve.x) > 40 else MARKERS[curve.group % len(MARKERS)]
+    color, drawstyle = f"C{curve.group}", "steps-mid" if steps else "default"
+    ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=curve.name, drawstyle=drawstyle)
+    if curve.low and curve.high:
+        ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, lw=0)

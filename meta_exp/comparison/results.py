@@ -1,0 +1,203 @@
+r"""Results of several runs: grouped into configurations, averaged with intervals, and compared in pairs.
+
+Runs whose configs differ in nothing but the seed are one configuration. Its score is the mean over its runs; the
+interval is Student's t over seeds where there are two or more, else over the tasks of the one run:
+
+    over seeds:  t_{0.975, n-1} sd / sqrt(n)         over tasks:  1.96 sd / sqrt(T)
+
+LLAMA is compared with MAML by seed and task: both have adapted to the same test tasks, so that the differences
+d_st vary less than the scores; d_s, their mean over tasks, is averaged over seeds as above.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import nan, sqrt
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from scipy.special import stdtrit
+
+from meta_exp.config.keys import Keys, is_identity, within
+from meta_exp.prediction import KINDS
+from meta_exp.runs.test_set import mean_and_half_width, summarize
+from meta_exp.scoring.metrics import COVERAGE_LEVELS, defined
+from meta_exp.scoring.task import Scores
+
+TITLES = {  # of the scores of a predictive, in the order of a table
+    "accuracy": "accuracy",
+    "mse": "MSE",
+    "nll": "NLL per point",
+    "ece": "ECE",
+    "brier": "Brier",
+    "crps": "CRPS",
+    **{f"coverage_{q}": f"coverage {q} %" for q in COVERAGE_LEVELS},
+    "auroc": "AUROC foreign",
+}
+ABSENT = "-"  # a key that a configuration does not have
+ALGORITHM = ("choices.algorithm", "choices.curvature", "algorithm._target_", "curvature")
+
+
+class Estimate(NamedTuple):
+    """A mean, the half width of its 95 % interval (NaN for none), and what the interval is over."""
+
+    mean: float
+    half: float
+    over: str
+
+    def __str__(self) -> str:
+        """Mean and half width, with the digits that matter."""
+        return f"{self.mean:.4f}" + (f" ± {self.half:.4f}" if self.half == self.half else "")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run, evaluated. ``command`` made it, ``curve`` is its learning curve by column, ``made_by`` versions."""
+
+    folder: Path
+    keys: Keys
+    scores: Scores
+    metric: str
+    command: str
+    curve: dict[str, list[float]]
+    made_by: dict[str, Any]
+
+    @property
+    def seed(self) -> int:
+        """The seed of weights and training tasks."""
+        return int(self.keys["seed"])
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """Mean and half width of each score over test tasks."""
+        return summarize(self.scores)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Runs that differ in the seed alone; ``label`` holds the keys that tell this configuration from the others."""
+
+    label: Keys
+    runs: Sequence[Result]
+
+    @property
+    def name(self) -> str:
+        """The label in words."""
+        return describe(self.label) or "run"
+
+    @property
+    def predictives(self) -> list[str]:
+        """The predictives that were scored."""
+        return [kind for kind in KINDS if f"{kind}/nll" in self.runs[0].scores.each]
+
+    def estimate(self, score: str) -> Estimate | None:
+        """Return the mean of a score, such as ``map/nll``, with its interval, or None where there is none."""
+        summaries = [run.summary for run in self.runs]
+        if any(f"test/{score}" not in summary for summary in summaries):
+            return None
+        means = [summary[f"test/{score}"] for summary in summaries]
+        return _estimate(means, summaries[0].get(f"test/{score}_ci95", nan), summaries[0]["test/tasks"])
+
+
+class Difference(NamedTuple):
+    """LLAMA minus MAML: the configurations, their predictives, and the difference of each score that both have."""
+
+    of: Configuration
+    to: Configuration
+    predictives: tuple[str, str]
+    scores: dict[str, Estimate]
+
+
+def group(results: Sequence[Result]) -> list[Configuration]:
+    """Group runs into configurations, in order of their labels; of two runs with one seed, the later counts."""
+    groups: dict[tuple[str, ...], dict[int, Result]] = {}
+    names = list(dict.fromkeys(key for result in results for key in result.keys if is_identity(key)))
+    for result in results:
+        identity = tuple(repr(result.keys.get(name)) for name in names)
+        groups.setdefault(identity, {})[result.seed] = result
+    firsts = [next(iter(runs.values())).keys for runs in groups.values()]
+    telling = telling_keys(firsts)
+    found = [
+        Configuration({key: keys.get(key, ABSENT) for key in telling}, [runs[seed] for seed in sorted(runs)])
+        for keys, runs in zip(firsts, groups.values(), strict=True)
+    ]
+    return sorted(found, key=lambda configuration: [_order(value) for value in configuration.label.values()])
+
+
+def telling_keys(configs: Sequence[Keys]) -> list[str]:
+    """Return keys that tell the configs apart, choices first: each splits what those before it leave together."""
+    names = [key for keys in configs for key in keys if is_identity(key)]
+    names = sorted(dict.fromkeys(names), key=lambda key: not key.startswith("choices."))
+    told: list[str] = []
+    for name in names:
+        parts = [len({tuple(repr(keys.get(k)) for k in ks) for keys in configs}) for ks in (told, [*told, name])]
+        if parts[1] > parts[0]:
+            told.append(name)
+    return told
+
+
+def differing_keys(configs: Sequence[Keys]) -> list[str]:
+    """Return every key in which the configs differ, the seed included."""
+    names = dict.fromkeys(key for keys in configs for key in keys)
+    shown = [name for name in names if name == "seed" or is_identity(name)]
+    return [name for name in shown if len({repr(keys.get(name)) for keys in configs}) > 1]
+
+
+def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]:
+    """Compare each configuration with the MAML that differs in algorithm and curvature alone, by seed and task.
+
+    A predictive that MAML lacks, for want of a curvature, is compared with MAML's ``map``.
+    """
+    mamls = [c for c in configurations if _algorithm(c) == "maml"]
+    for of in configurations:
+        for to in mamls:
+            pairs = [(a, b) for a in of.runs for b in to.runs if a.seed == b.seed]
+            if _algorithm(of) == "maml" or not pairs or not _same_but_algorithm(pairs[0][0].keys, pairs[0][1].keys):
+                continue
+            for kind in of.predictives:
+                other = kind if kind in to.predictives else "map"
+                scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in TITLES}
+                yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d})
+
+
+def describe(label: Keys) -> str:
+    """Return a label in words, without the keys that a configuration lacks."""
+    words = {key: "" if key == "choices.algorithm" else f"{heading(key)} " for key in label}
+    return ", ".join(f"{words[key]}{value}" for key, value in label.items() if value != ABSENT)
+
+
+def heading(key: str) -> str:
+    """Return a key as a heading, short and as people call it."""
+    return {"curvature.prior_precision": "tau"}.get(key, key.rpartition(".")[2])
+
+
+def _paired(pairs: list[tuple[Result, Result]], score: str, other: str) -> Estimate | None:
+    a, b = pairs[0]
+    if score in a.scores.each and other in b.scores.each:
+        each = [mean_and_half_width(defined(score, x.scores.each[score] - y.scores.each[other])) for x, y in pairs]
+        return _estimate([mean for mean, _ in each], each[0][1], len(a.scores.each[score]))
+    if f"test/{score}" in a.summary and f"test/{other}" in b.summary:  # pooled: no difference by task
+        return _estimate([x.summary[f"test/{score}"] - y.summary[f"test/{other}"] for x, y in pairs], nan, 0)
+    return None
+
+
+def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
+    n = len(means)
+    if n == 1:
+        return Estimate(means[0], half, f"{tasks} tasks" if half == half else "")
+    return Estimate(fmean(means), float(stdtrit(n - 1, 0.975)) * stdev(means) / sqrt(n), f"{n} seeds")
+
+
+def _same_but_algorithm(a: Keys, b: Keys) -> bool:
+    shared = [key for key in a if key in b and is_identity(key) and not within(key, ALGORITHM)]
+    return all(a[key] == b[key] for key in shared)
+
+
+def _order(value: object) -> tuple[bool, float, str]:
+    number = isinstance(value, float | int)
+    return number, float(value) if isinstance(value, float | int) else 0.0, "" if number else str(value)
+
+
+def _algorithm(configuration: Configuration) -> str:
+    return str(configuration.runs[0].keys["choices.algorithm"])

@@ -1,0 +1,1 @@
+"""Configs: the constructor is the schema."""

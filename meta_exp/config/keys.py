@@ -1,0 +1,34 @@
+"""Keys of a config, dotted, and which of them make a run what it is: known here and nowhere else.
+
+A run is what its config says, but for where it was computed, watched and kept. Its seed is part of it, and of its
+folder's name; in a comparison runs that differ in the seed alone are one configuration.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Keys = Mapping[str, Any]  # a config, flat: dotted key to value
+COMPUTED = ("trainer.accelerator", "trainer.devices")
+WATCHED = ("logger", "callbacks.last", "callbacks.progress")
+KEPT = ("dataset.root", "dataset.download")
+PLACED = ("run_dir", "run_name", "callbacks.best.dirpath")  # set by the folder
+NOT_IN_NAME = ("experiment", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
+MAY_CHANGE = (*NOT_IN_NAME, *PLACED)  # when a run goes on
+NOT_COMPARED = ("seed", "name", "format", "callbacks", *COMPUTED, *WATCHED, *PLACED)
+
+
+def within(key: str, prefixes: Sequence[str]) -> bool:
+    """Whether the dotted ``key`` is one of ``prefixes`` or below it."""
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def is_identity(key: str) -> bool:
+    """Whether the dotted ``key`` tells configurations apart in a comparison."""
+    return not within(key, NOT_COMPARED)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return a nested config as dotted keys; lists are values."""
+    if not isinstance(config, dict):
+        return {prefix: config}
+    return {k: v for key, part in config.items() for k, v in flatten(part, f"{prefix}.{key}".lstrip(".")).items()}

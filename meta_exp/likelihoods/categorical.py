@@ -1,0 +1,69 @@
+r"""Classification: y ~ Categorical(softmax f).
+
+nll = -sum_n log softmax(f_n)[y_n],    Lambda_n = diag(p) - p p^T
+"""
+
+from dataclasses import dataclass
+from math import log
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from meta_exp.likelihoods.base import Hyper
+
+
+@dataclass(frozen=True)
+class Categorical:
+    """Classification: outputs are C logits, targets are integers 0 .. C-1."""
+
+    metric = "accuracy"
+
+    def hyperparameters(self) -> Hyper:
+        """Return what is learned beside theta: nothing."""
+        return {}
+
+    def at(self, hyper: Hyper) -> Self:
+        """Return this likelihood; it has no hyper-parameter."""
+        return self
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of logits [N, C], the inner loop's loss."""
+        return F.cross_entropy(outputs, y)
+
+    def nll(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """-log p(y | f), summed over the N points."""
+        return F.cross_entropy(outputs, y, reduction="sum")
+
+    def hessian_sqrt(self, outputs: Tensor) -> Tensor:
+        """S [N, C, C-1] with S_n S_n^T = Lambda_n = diag(p) - p p^T.
+
+        S = diag(s) - p s^T with s = sqrt(p) has the null direction s, which varies with p, on its right. A Householder
+        reflection that sends s to a coordinate axis turns that into a zero column, and it is dropped: C - 1 backward
+        passes a point instead of C.
+        """
+        # exp(log p / 2), because the derivative of sqrt(softmax) is not finite at large gaps between logits
+        root = (outputs.log_softmax(-1) / 2).exp()
+        p = root * root
+        full = torch.diag_embed(root) - p[..., :, None] * root[..., None, :]
+        # s has norm 1 and positive entries, so s + e_last is never near zero
+        v = root + torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)[-1]
+        reflected = full - (full @ v[..., :, None]) * (v / (1 + root[..., -1:]))[..., None, :]
+        return reflected[..., :-1]
+
+    def rank(self, outputs: int) -> int:
+        """Columns of each S_n: the logits' common shift carries no information."""
+        return outputs - 1
+
+    def log_predictive(self, outputs: Tensor, covariance: Tensor, y: Tensor) -> Tensor:
+        """Log of the averaged probability [M] that the S draws of logits [S, M, C] give to the class y [M].
+
+        ``covariance`` is there for the Gaussian's sake; draws of logits carry their spread themselves.
+        """
+        chosen = outputs.log_softmax(-1).gather(-1, y.expand(len(outputs), -1)[..., None])[..., 0]
+        return chosen.logsumexp(0) - log(len(outputs))
+
+    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """1 where the class of the highest averaged probability is y, else 0; [M]."""
+        return (outputs.softmax(-1).mean(0).argmax(-1) == y).to(outputs.dtype)

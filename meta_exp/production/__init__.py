@@ -1,0 +1,1 @@
+"""Finished runs at work on new tasks."""

@@ -1,0 +1,166 @@
+"""A new task on the command line: adapt a run to files, predict at others, and write predictions.csv.
+
+Regression reads CSV files, separated by commas: the support has the columns of x, then those of y, the query those of
+x. A first row in which no cell is a number is a header, and names the columns. Images are read from folders: the
+support has a sub-folder a class, named for it, the query is a folder of images; ``drawings`` says how they are read.
+"""
+
+import csv
+from collections.abc import Sequence
+from math import isfinite
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from meta_exp.config.checks import require
+from meta_exp.files import replacing
+from meta_exp.production.predictor import Classification, Predictor, Regression, load
+from meta_exp.tasks.images.files import list_images
+
+SHOWN = 10  # rows of the table that is printed
+
+
+class Columns(NamedTuple):
+    """A CSV file: its column names, its cells as they stand, and their values [rows, columns]."""
+
+    names: list[str]
+    cells: list[list[str]]
+    values: np.ndarray
+
+
+class Answers(NamedTuple):
+    """What is written: column names and rows; the first ``printed`` columns are shown too."""
+
+    names: list[str]
+    rows: list[list[str]]
+    printed: int
+
+
+def answer(
+    folders: Sequence[Path],
+    overrides: Sequence[str],
+    *,
+    support: str | None = None,
+    query: str | None = None,
+    kind: str | None = None,
+    output: str = "predictions.csv",
+) -> None:
+    """Adapt the run to ``support``, predict at ``query`` and write ``output``, whole or not at all.
+
+    Raises:
+        ValueError: the run, a file or a setting does not fit.
+        OSError: a file cannot be read or written.
+    """
+    require(len(folders) == 1, "a new task", "one run's folder", len(folders))
+    if support is None or query is None:
+        given = "support" if support else "query" if query else "neither"
+        raise ValueError(f"a new task: expected support=... and query=..., got {given} alone")
+    learner = load(folders[0], overrides)
+    read = answer_images if learner.classifies else answer_table
+    answers = read(learner, Path(support).expanduser(), Path(query).expanduser(), kind)
+    file = Path(output).expanduser()
+    write_csv(file, answers)
+    show(answers, f"{kind or learner.kinds[-1]} predictions, written to {file}")
+
+
+def answer_table(learner: Predictor, support: Path, query: Path, kind: str | None) -> Answers:
+    """Predict the rows of the CSV file ``query`` from those of ``support``."""
+    features, outputs = learner.input_shape[0], learner.outputs
+    seen, asked = read_columns(support, features, outputs), read_columns(query, features)
+    task = learner.adapt(seen.values[:, :features], seen.values[:, features:])
+    found = task.predict(asked.values, kind=kind)
+    assert isinstance(found, Regression)
+    low, high = found.interval(0.95)
+    names = [*seen.names[:features]]
+    columns = []
+    for d, name in enumerate(seen.names[features:]):
+        suffix = f"_{name}" if outputs > 1 else ""
+        names += [f"{column}{suffix}" for column in ("mean", "std", "lower_95", "upper_95")]
+        columns += [found.mean[:, d], found.std[:, d], low[:, d], high[:, d]]
+    figures = np.stack(columns, 1)
+    rows = [[*cells, *map(_figure, row)] for cells, row in zip(asked.cells, figures, strict=True)]
+    return Answers(names, rows, len(names))
+
+
+def answer_images(learner: Predictor, support: Path, query: Path, kind: str | None) -> Answers:
+    """Predict the classes of the images in ``query`` from those in the sub-folders of ``support``."""
+    for key, folder in (("support", support), ("query", query)):
+        expected = "a folder of images" if key == "query" else "a folder with a sub-folder a class"
+        require(folder.is_dir(), f"{key}={folder}", expected, "a file" if folder.exists() else "nothing there")
+    classes = sorted(entry for entry in support.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    require(bool(classes), f"support={support}", "a sub-folder a class", "none")
+    shown = [(file, folder.name) for folder in classes for file in list_images(folder)]
+    asked = list_images(query)
+    task = learner.adapt(learner.read([file for file, _ in shown]), np.array([name for _, name in shown]))
+    found = task.predict(learner.read(asked), kind=kind)
+    assert isinstance(found, Classification)
+    names = ["file", "predicted", "probability", "entropy", *(f"p_{name}" for name in found.classes)]
+    figures = np.column_stack([found.probabilities.max(1), found.entropy, found.probabilities])
+    rows = [
+        [file.name, str(label), *map(_figure, row)]
+        for file, label, row in zip(asked, found.labels, figures, strict=True)
+    ]
+    return Answers(names, rows, 4)
+
+
+def read_columns(file: Path, features: int, outputs: int = 0) -> Columns:
+    """Read a CSV file with columns for ``features`` of x, then ``outputs`` of y.
+
+    Raises ValueError with the row, as an editor counts lines, and the column where a cell is not a finite number.
+    """
+    require(not file.is_dir(), str(file), "a CSV file, since the run is a regression", "a folder")
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream)
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{file}: expected a CSV file in UTF-8, got {error}") from error
+    expected = f"columns for {features} of x" + (f" and {outputs} of y" if outputs else "")
+    for line, cells in lines:
+        require(len(cells) == features + outputs, f"{file}, row {line}", expected, f"{len(cells)} columns")
+    names = [f"x{i + 1}" for i in range(features)] + [f"y{i + 1}" for i in range(outputs)]
+    if lines and not any(_is_number(cell) for cell in lines[0][1]):
+        names = lines.pop(0)[1]
+    require(bool(lines), str(file), "rows of numbers", "none")
+    for line, cells in lines:
+        for name, cell in zip(names, cells, strict=True):
+            finite = _is_number(cell) and isfinite(float(cell))
+            require(finite, f"{file}, row {line}, column {name}", "a finite number", repr(cell))
+    rows = [cells for _, cells in lines]
+    return Columns(names, rows, np.array(rows, dtype=np.float64))
+
+
+def write_csv(file: Path, answers: Answers) -> None:
+    """Write ``answers`` so that ``file`` is whole or as it was."""
+    with replacing(file) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(answers.names)
+        writer.writerows(answers.rows)
+
+
+def show(answers: Answers, title: str) -> None:
+    """Print the first rows."""
+    table = Table(title=f"{len(answers.rows)} {title}")
+    for name in answers.names[: answers.printed]:
+        table.add_column(escape(name), justify="right")
+    for row in answers.rows[:SHOWN]:
+        table.add_row(*map(escape, row[: answers.printed]))
+    if len(answers.rows) > SHOWN:
+        table.add_row(*["..."] * answers.printed)
+    Console().print(table)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _figure(value: float) -> str:
+    return f"{value:.7g}"

@@ -1,0 +1,370 @@
+r"""Production: what a trained run is for. For a new task adapt, estimate H, sample, and predict on new data.
+
+    learner = meta_exp.load("outputs/...")     the run's best checkpoint, without its data
+    task = learner.adapt(x, y)                 theta_i and N(theta_i, H^-1), from a few examples
+    task.predict(x_new)                        mean and variance, or class probabilities and entropy
+
+NumPy arrays come in and go out, or tensors; shapes are those of scikit-learn. A regression's x is [n_samples,
+n_features], its y [n_samples] or [n_samples, n_outputs], and a prediction has as many dimensions as y. Images are
+[n, C, H, W], or [n, H, W] for one channel: floats in [0, 1], or uint8 up to 255, and in drawings strokes high, paper
+low; ``Predictor.read`` makes such an array of files, and what training normalised is normalised here. Classes keep
+their labels.
+
+A network with batch statistics sees the images of one call together, as it did in training: give it all that are to be
+predicted at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from meta_exp import prediction
+from meta_exp.adaptation import Params
+from meta_exp.config.checks import require
+from meta_exp.curvature import Noise, Posterior
+from meta_exp.likelihoods import Gaussian, Likelihood
+from meta_exp.models.norm import couples_points
+from meta_exp.prediction import KINDS, Prediction
+from meta_exp.runs.restore import Restored, open_run
+from meta_exp.scoring import metrics
+from meta_exp.tasks.episode import Examples
+from meta_exp.tasks.images.files import read_images
+from meta_exp.training.learner import Learner
+
+Array = Any  # a NumPy array or a tensor, whichever was given
+POINTS = 1000  # predicted at once, where points are independent; bounds the memory
+BISECTIONS = 40
+
+
+def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
+    """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
+
+    Args:
+        folder: of the run, as train.py made it.
+        overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
+        device: where to compute; posterior draws are the same on each.
+
+    Raises:
+        ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
+        OSError: a file cannot be read.
+    """
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides)
+    run.learner.to(device)
+    return Predictor(run)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Predictive distributions of y at n points, observation noise included; a mixture for draws, else Gaussian.
+
+    ``mean`` and ``variance`` are [n] or [n, outputs], as y was given.
+    """
+
+    mean: Array
+    variance: Array
+    _mixture: tuple[Tensor, Tensor]
+
+    @property
+    def std(self) -> Array:
+        """The standard deviation, [n] or [n, outputs]."""
+        return self.variance**0.5
+
+    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
+        """Return the lower and upper end of the central interval that holds y with probability ``level``."""
+        require(0 < level < 1, "level", "a probability between 0 and 1", level)
+        low, high = (_quantile(*self._mixture, q).to(self._mixture[0]) for q in ((1 - level) / 2, (1 + level) / 2))
+        return _as_given(low.reshape(self.mean.shape), self.mean), _as_given(high.reshape(self.mean.shape), self.mean)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Class probabilities [n, k] in the order of ``classes`` [k], their ``entropy`` [n] in nats, ``labels`` [n]."""
+
+    probabilities: Array
+    entropy: Array
+    labels: Array
+    classes: Array
+
+
+class Predictor:
+    """A trained run that adapts to new tasks.
+
+    Attributes:
+        learner: the meta-parameters with their algorithm and curvature.
+        classifies: whether tasks are about classes.
+        input_shape: of one input.
+        outputs: dimensions of y, or the most classes that a task may have (the run's ways).
+        kinds: the predictives that the run offers; the last one is the default of ``predict``.
+    """
+
+    def __init__(self, run: Restored) -> None:
+        self.learner: Learner = run.learner
+        self.classifies = run.family.classes
+        self.input_shape = tuple(run.family.input_shape)
+        self.outputs = run.family.outputs
+        self.kinds = KINDS if self.learner.algorithm.curvature else ("map",)
+        mean, std = getattr(run.family, "mean", (0.0,)), getattr(run.family, "std", (1.0,))  # of channels
+        self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (mean, std))
+
+    def read(self, files: Sequence[str | Path]) -> np.ndarray:
+        """Read image files of any size and mode as inputs of the network; see ``meta_exp.tasks.images.files``."""
+        return read_images(files, self.input_shape)
+
+    def adapt(self, x: Array, y: Array, steps: int | None = None) -> "AdaptedTask":
+        """Adapt to a task's examples and return its posterior.
+
+        Args:
+            x: inputs, [n, features] or images.
+            y: targets [n] or [n, outputs]; or class labels [n] of any type, 2 to ``outputs`` different ones.
+            steps: of gradient descent; as in the run's evaluation by default.
+
+        Raises:
+            ValueError: x or y has a wrong shape, values that are not finite or, for classes, too few or too many; or
+                the adapted network is not finite.
+        """
+        steps = self.learner.evaluation_steps if steps is None else steps
+        require(isinstance(steps, int | np.integer) and steps >= 1, "steps", "an integer, at least 1", steps)
+        inputs = self.inputs(x)
+        targets, classes = self._labels(y) if self.classifies else (self._targets(y), None)
+        require(len(inputs) == len(targets), "y", f"{len(inputs)} targets, one for each x", len(targets))
+        algorithm, support = self.learner.algorithm, Examples(inputs, targets)
+        theta, hyper = self.learner.meta_parameters()
+        with torch.no_grad():
+            theta_i = algorithm.adapt(theta, support, int(steps))[-1]
+            finite = all(value.isfinite().all() for value in theta_i.values())
+            remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
+            require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
+            posterior = algorithm.posterior(theta_i, support, hyper)
+        flat = classes is None and np.ndim(y) == 1
+        return AdaptedTask(self, theta_i, posterior, algorithm.likelihood.at(hyper), len(inputs), classes, flat)
+
+    def inputs(self, x: Array) -> Tensor:
+        """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
+        values = _numbers(x, "x")
+        shape, images = self.input_shape, len(self.input_shape) == 3
+        if images:
+            if values.ndim == 3 and shape[0] == 1:
+                values = values[:, None]
+            if values.dtype == torch.uint8:
+                values = values / 255
+        expected = f"shape [n, {', '.join(map(str, shape))}]"
+        remedy = "reshape your data with x.reshape(-1, 1)" if values.ndim == 1 and shape == (1,) else ""
+        remedy = "make it of image files with read()" if images else remedy
+        require(tuple(values.shape[1:]) == shape, "x", expected, f"shape {list(values.shape)}", remedy)
+        require(len(values) >= 1, "x", "at least one row", "none")
+        values = _finite(values, self._dtype, "x")
+        if images:
+            low, high = float(values.min()), float(values.max())
+            remedy = "divide by 255, or give uint8"
+            require(0 <= low <= high <= 1, "x", "pixels in [0, 1]", f"{low:.4g} to {high:.4g}", remedy)
+            values = (values - self._mean) / self._std
+        return values.to(self.learner.device)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.learner.model.parameters()).dtype
+
+    def _targets(self, y: Array) -> Tensor:
+        values = _numbers(y, "y")
+        expected = f"shape [n, {self.outputs}]" + (" or [n]" if self.outputs == 1 else "")
+        if values.ndim == 1 and self.outputs == 1:
+            values = values[:, None]
+        require(values.shape[1:] == (self.outputs,), "y", expected, f"shape {list(values.shape)}")
+        return _finite(values, self._dtype, "y").to(self.learner.device)
+
+    def _labels(self, y: Array) -> tuple[Tensor, Array]:
+        """Return each label's place among the sorted classes, and the classes."""
+        labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+        require(labels.ndim == 1, "y", "labels of shape [n]", f"shape {list(labels.shape)}")
+        if labels.dtype.kind == "f":
+            bad = np.flatnonzero(~np.isfinite(labels))
+            require(not len(bad), f"y, row {bad[0] if len(bad) else ''}", "a class label", "NaN or infinity")
+        try:
+            classes, places = np.unique(labels, return_inverse=True)
+        except TypeError as error:
+            raise ValueError(f"y: expected labels of one type, got a mixture ({error})") from error
+        ways = self.outputs
+        names = ", ".join(map(str, classes[:10]))
+        expected = f"2 to {ways} classes, since the run was trained for {ways} ways"
+        require(2 <= len(classes) <= ways, "y", expected, f"{len(classes)} ({names})")
+        found = torch.from_numpy(classes) if isinstance(y, Tensor) else classes
+        return torch.from_numpy(places).to(self.learner.device), found
+
+
+@dataclass(frozen=True)
+class AdaptedTask:
+    """One task's parameters theta_i, and where the run has a curvature its posterior N(theta_i, H^-1).
+
+    A task with fewer classes than the network has outputs uses the first ones: the probabilities are those of its own
+    classes, given that it is one of them.
+
+    Attributes:
+        theta_i: the adapted parameters.
+        posterior: around them, or None.
+        classes_: the class labels in ascending order, or None for regression.
+    """
+
+    predictor: Predictor
+    theta_i: Params
+    posterior: Posterior | None
+    likelihood: Likelihood
+    points: int
+    classes_: Array | None
+    flat: bool  # y was given as [n]
+
+    def predict(
+        self,
+        x: Array,
+        kind: str | None = None,
+        samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Regression | Classification:
+        """Predict at new inputs x.
+
+        Args:
+            x: inputs, [n, features] or images.
+            kind: ``map``, the adapted network; ``sample``, the average over networks drawn from the posterior, or
+                ``linearized``, over linearised ones. By default linearized where there is a posterior, else map.
+            samples: posterior draws for the predictives that need them; as in the run's evaluation by default.
+            generator: of the draws; by default one with the same seed in each call.
+
+        Raises:
+            ValueError: x has a wrong shape or values that are not finite, or the run does not offer ``kind``.
+        """
+        kind = kind or self.predictor.kinds[-1]
+        require(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", kind)
+        self._check_posterior(f"kind={kind}", needed=kind != "map")
+        samples = self.predictor.learner.samples if samples is None else samples
+        inputs = self.predictor.inputs(x)
+        with torch.no_grad():
+            drawn = kind == "sample" or (kind == "linearized" and self.classes_ is not None)
+            noise = self._noise(samples, generator) if drawn else None
+            outcome = self._predict(kind, inputs, noise)
+            return self._classes(outcome.outputs, x) if self.classes_ is not None else self._curve(outcome, x)
+
+    def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
+        """Draw n networks from the posterior; one is LLAMA's rule for production."""
+        self._check_posterior("sample", needed=True)
+        noise = self._noise(n, generator)
+        assert self.posterior is not None
+        with torch.no_grad():
+            deltas = [self.posterior.sample(_draw(noise, s)) for s in range(n)]
+        drawn = [{name: self.theta_i[name] + value for name, value in delta.items()} for delta in deltas]
+        return [Network(self, self.theta_i | params) for params in drawn]
+
+    def _check_posterior(self, key: str, needed: bool) -> None:
+        remedy = 'give it one after the fact: meta_exp.load(run, ["curvature=last_layer"])'
+        remedy += ", on the command line curvature=last_layer"
+        require(not needed or self.posterior is not None, key, "a run with a curvature", "curvature=none", remedy)
+
+    def _noise(self, samples: int, generator: torch.Generator | None) -> Noise:
+        require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
+        generator = generator or torch.Generator().manual_seed(0)
+        curvature = self.predictor.learner.algorithm.curvature
+        assert curvature is not None
+        noise = curvature.noise(generator, (int(samples),), self.theta_i, self.points, self.likelihood)
+        return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
+
+    def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
+        """Predict within bounded memory: draw by draw where batch statistics couple the points, else in pieces."""
+        algorithm = self.predictor.learner.algorithm
+
+        def predict(x: Tensor, noise: Noise | None) -> Prediction:
+            return prediction.predict(kind, algorithm.predict, self.theta_i, x, self.likelihood, self.posterior, noise)
+
+        if not couples_points(algorithm.model):
+            outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
+            return Prediction(torch.cat(outputs, 1), torch.cat(spread))
+        if noise is None:
+            return predict(x, None)
+        draws = len(torch.utils._pytree.tree_leaves(noise)[0])
+        parts = [predict(x, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(draws)]
+        return parts[0]._replace(outputs=torch.cat([part.outputs for part in parts]))
+
+    def _curve(self, outcome: Prediction, x: Array) -> Regression:
+        assert isinstance(self.likelihood, Gaussian)
+        means, variances = metrics.mixture(outcome, self.likelihood)
+        variance = variances.mean(0) + means.var(0, correction=0)
+        shape = means.shape[1:2] if self.flat else means.shape[1:]
+        mean, variance = (_as_given(value.reshape(shape), x) for value in (means.mean(0), variance))
+        return Regression(mean, variance, (means, variances))
+
+    def _classes(self, outputs: Tensor, x: Array) -> Classification:
+        p = self._probabilities(outputs)
+        places = p.argmax(-1)
+        assert self.classes_ is not None
+        labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.cpu().numpy()]
+        return Classification(_as_given(p, x), _as_given(torch.special.entr(p).sum(-1), x), labels, self.classes_)
+
+    def _probabilities(self, outputs: Tensor) -> Tensor:
+        """Average the probabilities of the S draws of logits [S, n, C] over the task's own classes."""
+        assert self.classes_ is not None
+        return outputs[..., : len(self.classes_)].softmax(-1).mean(0)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One adapted network with parameters ``params``; call it with x for its mean [n] or probabilities [n, k]."""
+
+    task: AdaptedTask
+    params: Params
+
+    def __call__(self, x: Array) -> Array:
+        """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
+        inputs = self.task.predictor.inputs(x)
+        with torch.no_grad():
+            outputs = self.task.predictor.learner.algorithm.predict(self.params, inputs)
+        if self.task.classes_ is not None:
+            return _as_given(self.task._probabilities(outputs[None]), x)
+        return _as_given(outputs[:, 0] if self.task.flat else outputs, x)
+
+
+def _draw(noise: Noise, s: int) -> Noise:
+    return tree_map(lambda z: z[s], noise)
+
+
+def _quantile(means: Tensor, variances: Tensor, q: float) -> Tensor:
+    """The q-quantile [M, d] of the mixture, by bisection in float64."""
+    means, variances = means.double(), variances.double()
+    reach = 10 * variances.sqrt()
+    low, high = (means - reach).amin(0), (means + reach).amax(0)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        below = metrics.mixture_cdf(means, variances, middle) < q
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def _numbers(values: Array, name: str) -> Tensor:
+    """Return ``values`` as a tensor: uint8 as it is, anything else in floating point."""
+    if isinstance(values, Tensor):
+        return values.detach().cpu()
+    array = np.asarray(values)
+    if array.dtype == np.uint8:
+        return torch.from_numpy(array)
+    try:
+        return torch.from_numpy(np.array(array, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected numbers, got {error}") from error
+
+
+def _finite(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Return ``values`` in ``dtype``; raises ValueError at the first that is not finite, with its row and column."""
+    values = values.to(dtype)
+    bad = (~values.isfinite()).nonzero()
+    if len(bad):
+        row, *place = bad[0].tolist()
+        column = f", column {place[0]}" if len(place) == 1 else f", pixel {place}" if place else ""
+        require(False, f"{name}, row {row}{column}", "a finite number", float(values[tuple(bad[0])]))
+    return values
+
+
+def _as_given(values: Tensor, like: Array) -> Array:
+    """Return ``values`` as a tensor on the device of ``like`` if that is one, else as a NumPy array."""
+    return values.to(like.device) if isinstance(like, Tensor) else values.cpu().numpy()

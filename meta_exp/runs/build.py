@@ -1,0 +1,106 @@
+"""A composed config built: the task family with its stream, the learner, the trainer and its loggers."""
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from meta_exp.algorithms import LLAMA
+from meta_exp.config.checks import require
+from meta_exp.config.schema import constructor, from_keys
+from meta_exp.likelihoods import Categorical
+from meta_exp.runs.calibration import check_criterion
+from meta_exp.runs.names import run_name
+from meta_exp.tasks.stream import TaskFamily
+from meta_exp.training.checkpoints import AtomicCheckpoints, Best
+from meta_exp.training.data import TaskStream
+from meta_exp.training.learner import Learner
+from meta_exp.training.learning_curve import LearningCurve
+from meta_exp.training.loggers import Guarded, Recorder
+from meta_exp.training.precision import set_precision
+from meta_exp.training.progress import TrainingProgress
+
+logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO when imported
+logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a compiler for CUDA is not needed
+for message in (
+    ".*treespec, LeafSpec.*",  # Lightning, torch.func.jvp and torch.compile ask PyTorch in ways that it has deprecated
+    ".*torch.jit.script.*",
+    ".*_prims_common.check.*",
+):
+    warnings.filterwarnings("ignore", message=message)
+PRECISIONS = ("highest", "high", "medium")
+
+
+@dataclass
+class Run:
+    """What a config describes, built: the task family with its stream, the learner and the trainer."""
+
+    family: TaskFamily
+    stream: TaskStream
+    learner: Learner
+    trainer: Trainer
+    best: Best
+    recorder: Recorder
+    progress: TrainingProgress
+
+
+def build(cfg: DictConfig) -> Run:
+    """Build everything that ``cfg`` names; raises ValueError where a setting is out of range."""
+    for key in ("max_steps", "val_check_interval", "log_every_n_steps"):
+        value = cfg.trainer[key]
+        require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
+    lr = cfg.optimizer.lr
+    require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
+    precision = cfg.matmul_precision
+    require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
+    cfg.run_name = run_name(Path(cfg.run_dir))
+    family = constructor(cfg.dataset, "dataset")()
+    set_precision(precision, images=len(family.input_shape) == 3)
+    stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
+    seed_everything(cfg.seed, verbose=False)
+    learner = build_learner(cfg, family)
+    check_criterion(cfg.tune_prior_precision, learner.algorithm)
+    callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
+    if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
+    interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
+    loggers = [Guarded(constructor(part, f"logger.{name}")(), name) for name, part in (cfg.logger or {}).items()]
+    recorder = Recorder(loggers, family.meta_batch * cfg.trainer.accumulate_grad_batches)
+    try:
+        trainer = constructor(cfg.trainer, "trainer")(
+            callbacks=[*callbacks.values(), LearningCurve(Path(cfg.run_dir) / "curves.csv")],
+            logger=recorder,
+            plugins=[AtomicCheckpoints()],
+            val_check_interval=interval,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
+    in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    remedy = "a sweep runs its jobs side by side, with hydra/launcher=joblib, submitit_slurm or ray"
+    require(trainer.world_size == 1 or not in_sweep, "trainer.devices in a sweep", "1", cfg.trainer.devices, remedy)
+    return Run(family, stream, learner, trainer, callbacks["best"], recorder, callbacks["progress"])
+
+
+def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
+    """Build the model with its likelihood, curvature and algorithm."""
+    likelihood = constructor(cfg.likelihood, "likelihood")()
+    expected, got = ("categorical", "gaussian") if family.classes else ("gaussian", "categorical")
+    fits = isinstance(likelihood, Categorical) == family.classes
+    require(fits, f"likelihood with {type(family).__name__}", expected, got)
+    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=family.outputs)
+    curvature = (
+        constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape) if cfg.curvature else None
+    )
+    algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
+    if isinstance(algorithm, LLAMA):
+        cfg.algorithm.eta = algorithm.weight  # the saved config and the dashboards say the number
+    keys = ("evaluation_steps", "predictives", "samples", "chunk_size", "compile", "checkpoint_steps")
+    learner = from_keys(Learner, cfg, *keys)
+    return learner(algorithm, constructor(cfg.optimizer, "optimizer"))

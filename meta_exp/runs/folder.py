@@ -1,0 +1,58 @@
+"""A run's folder over several processes: one writer at a time, and one config for all of them.
+
+The same command again continues: a finished run is skipped, one with ``last.ckpt`` goes on from there, any other starts
+anew. A folder whose run was begun with another config is refused, with the keys that differ.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from meta_exp.config.keys import MAY_CHANGE, flatten, within
+
+SHOWN = 5  # differing keys
+
+
+class Refused(ValueError):
+    """The folder belongs to another process or another config; nothing in it was touched."""
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold the run's folder against other processes; the operating system lets go of it when this one dies.
+
+    Raises:
+        Refused: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        message = f"{folder}: expected no other process at this run, got one; wait for it, or choose another folder"
+        raise Refused(message) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def snapshot(cfg: DictConfig, version: int) -> str:
+    """Return the resolved config as it stands in ``config.yaml``."""
+    return f"format: {version}\n" + OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def refuse_other_config(folder: Path, text: str) -> None:
+    """Raise Refused if the run in ``folder`` was begun with another config than ``text``, and got somewhere."""
+    file = folder / "config.yaml"
+    if not (file.exists() and ((folder / "last.ckpt").exists() or (folder / "metrics.json").exists())):
+        return
+    old, new = (flatten(OmegaConf.to_container(config)) for config in (OmegaConf.load(file), OmegaConf.create(text)))
+    keys = [key for key in dict.fromkeys([*old, *new]) if not within(key, MAY_CHANGE)]
+    differ = [f"{key}={old.get(key)}, now {new.get(key)}" for key in keys if repr(old.get(key)) != repr(new.get(key))]
+    if differ:
+        more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
+        message = f"{folder}: expected the config that its run was begun with, got {'; '.join(differ[:SHOWN])}{more}"
+        raise Refused(f"{message}; give the same config, or choose another folder")

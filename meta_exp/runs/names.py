@@ -1,0 +1,59 @@
+"""Names of runs: a folder for each set of overrides, and the id by which dashboards know the folder.
+
+A job of a sweep stands in a folder named for its overrides, ``key-value`` joined by ``__`` in order of their keys. What
+would not be legal, unambiguous or short there is cleaned, and a hash of the overrides as they were tells it apart.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from meta_exp.config.keys import NOT_IN_NAME, within
+
+LONGEST_FOLDER = 200  # bytes; file systems take 255
+LONGEST_ID = 120  # W&B takes 128
+HASH = 10  # hexadecimal digits
+PLAIN_KEY = re.compile(r"[A-Za-z0-9]+([._][A-Za-z0-9]+)*")
+PLAIN_VALUE = re.compile(r"[A-Za-z0-9.]+(_[A-Za-z0-9.]+)*|-?[0-9.]+(e[+-]?[0-9]+)?")
+
+
+def override_folder(overrides: Sequence[str]) -> str:
+    """Return the folder's name for a job's ``overrides``, in Hydra's grammar, whatever their order."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    pairs = sorted((o.get_key_element(), "" if o.is_delete() else o.get_value_element_as_str()) for o in parsed)
+    pairs = [(key, value) for key, value in pairs if not within(key.lstrip("+~"), NOT_IN_NAME)]
+    if not pairs:
+        return "default"
+    name = "__".join(f"{key}-{value}" for key, value in pairs)
+    plain = all(PLAIN_KEY.fullmatch(key) and PLAIN_VALUE.fullmatch(value) for key, value in pairs)
+    return _legal(name, plain, LONGEST_FOLDER, repr(pairs))
+
+
+def run_name(folder: Path) -> str:
+    """Return a name that is the folder's path below outputs/, without separators; dashboards know the run by it.
+
+    A folder elsewhere is told from others of its name by a hash of its path.
+    """
+    parts = folder.absolute().parts
+    inside = "outputs" in parts[:-1]
+    below = parts[len(parts) - parts[::-1].index("outputs") :] if inside else parts[-1:]
+    name = "_".join(below)
+    plain = inside and re.fullmatch(r"[\w.-]+", name, re.ASCII) is not None
+    return _legal(name, plain, LONGEST_ID, "/".join(below if inside else parts))
+
+
+def _legal(name: str, plain: bool, longest: int, identity: str) -> str:
+    """Return ``name`` if it is plain and short, else cleaned and cut, with a hash of ``identity``."""
+    if plain and len(name) <= longest:
+        return name
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:HASH]
+    clean = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[: longest - HASH - 1].strip("-.")
+    return f"{clean}-{digest}" if clean else digest
+
+
+# the one resolver: Hydra names the folder of a job before it calls anything of ours
+OmegaConf.register_new_resolver("override_folder", override_folder, replace=True)

@@ -1,0 +1,266 @@
+"""A finished run, restored: its saved config and its best checkpoint become the learner that was trained.
+
+A run's folder may come from a stranger, and neither of its files can run code. A checkpoint is loaded as weights only.
+A saved config is data: it may name classes of meta_exp, torch optimizers and Lightning's parts in conf/, nothing else;
+it holds no interpolation; and trainer, loggers and callbacks are never built from it.
+"""
+
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import Tensor
+
+from meta_exp.config.checks import require
+from meta_exp.config.schema import constructor
+from meta_exp.runs.build import build_learner
+from meta_exp.runs.train import FORMAT, TUNED, Metrics
+from meta_exp.tasks.stream import TaskFamily
+from meta_exp.training.learner import Learner
+
+CONF = Path(__file__).parents[2] / "conf"
+MODULES = {  # whose classes a saved config may name
+    "dataset": "meta_exp.tasks",
+    "model": "meta_exp.models",
+    "likelihood": "meta_exp.likelihoods",
+    "curvature": "meta_exp.curvature",
+    "algorithm": "meta_exp.algorithms",
+    "optimizer": "torch.optim",
+}
+NEVER_BUILT = (  # what a saved config may name besides
+    "meta_exp.training.checkpoints.Best",
+    "meta_exp.training.checkpoints.Last",
+    "meta_exp.training.loggers.TensorBoard",
+    "meta_exp.training.loggers.WandB",
+    "meta_exp.training.progress.TrainingProgress",
+    "pytorch_lightning.Trainer",
+    "pytorch_lightning.loggers.CSVLogger",
+)
+FORMERLY = (  # and what runs named that were trained before those
+    "pytorch_lightning.callbacks.ModelCheckpoint",
+    "pytorch_lightning.loggers.WandbLogger",
+)
+OVERRIDABLE = (  # the keys that matter once a run is trained
+    "dataset",
+    "curvature",
+    "likelihood",
+    "algorithm.inner_lr",
+    "evaluation_steps",
+    "predictives",
+    "samples",
+    "chunk_size",
+    "test_tasks",
+)
+GROUPS = (*MODULES, "trainer", "logger", "callbacks", "experiment")
+LEARNED = {"likelihood.sigma_noise", "curvature.prior_precision"}  # unless their group's ``learned`` is false
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A finished run: its config with overrides applied, task family, learner with the best weights, and result."""
+
+    folder: Path
+    cfg: DictConfig
+    family: TaskFamily
+    learner: Learner
+    metrics: Metrics
+
+
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
+    """Restore the finished run in ``folder``; its data is not read, and no random generator is touched.
+
+    A tau that was tuned after training is that of its posteriors, unless an override is about the curvature.
+
+    Raises:
+        ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
+        OSError: a file cannot be read.
+    """
+    folder = Path(folder)
+    cfg = load_config(folder, overrides)
+    metrics = _load_metrics(folder)
+    state = _load_state(folder / "best.ckpt")
+    try:
+        family = constructor(cfg.dataset, "dataset")()
+        with torch.random.fork_rng(devices=[]):
+            learner = build_learner(cfg, family)
+    except (TypeError, OmegaConfBaseException, HydraException) as error:
+        raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {_one_line(error)}") from error
+    _fill(learner, state, folder / "best.ckpt")
+    if not any(override.lstrip("+").startswith("curvature") for override in overrides):
+        _take_tuned(learner, folder)
+    return Restored(folder, cfg, family, learner.eval(), metrics)
+
+
+def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
+    """Return the config saved in ``folder`` with ``overrides``, in Hydra's grammar, applied.
+
+    Raises:
+        ValueError: the file is not a run's config, is of another format or unsafe, or an override does not fit it.
+        OSError: the file cannot be read.
+    """
+    folder = Path(folder)
+    file = folder / "config.yaml"
+    require(folder.is_dir(), str(folder), "a run's folder", "a file" if folder.exists() else "nothing there")
+    require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", "start it with train.py")
+    cfg = _parse(file)
+    saved = cfg.get("format")
+    remedy = "restore it with the version of meta-exp that trained it, or train it again"
+    require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
+    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg]
+    require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
+    _refuse_unsafe(cfg, file)
+    _apply(cfg, overrides)
+    _refuse_unsafe(cfg, file)
+    return cfg
+
+
+def _parse(file: Path) -> DictConfig:
+    try:
+        # OmegaConf's loader is a safe one, which constructs plain values only; aliases could grow without bound
+        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file.read_text(), yaml.SafeLoader))
+        cfg = OmegaConf.load(file)
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ValueError(f"{file}: expected a run's config, got {_one_line(error)}") from error
+    require(isinstance(cfg, DictConfig) and not aliases, str(file), "a run's config", "aliases or another structure")
+    assert isinstance(cfg, DictConfig)
+    return cfg
+
+
+def _refuse_unsafe(cfg: DictConfig, file: Path) -> None:
+    """Raise ValueError at an interpolation, a key that steers Hydra, or a class that a run does not name."""
+    for path, value in _walk(OmegaConf.to_container(cfg, resolve=False), ()):
+        where = f"{file}: {'.'.join(path)}"
+        if path[-1] == "_target_":
+            require(_known(path, value), where, "a class of meta_exp, a torch optimizer or a part of Lightning", value)
+        elif path[-1].startswith("_") and path[-1].endswith("_"):
+            require(False, where, "no key that steers Hydra", repr(value))
+        elif isinstance(value, str):
+            require("${" not in value, where, "a plain value", repr(value))
+
+
+def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the path of each place below ``node`` with what stands there."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        here = (*path, str(key))
+        yield here, value
+        yield from _walk(value, here)
+
+
+def _known(path: tuple[str, ...], target: object) -> bool:
+    """Whether ``target`` may stand at ``path``: a class of the group's module, or one that is never built."""
+    group = path[0]
+    if group not in MODULES:
+        return group in ("trainer", "logger", "callbacks") and target in (*NEVER_BUILT, *FORMERLY)
+    module, _, name = str(target).rpartition(".")
+    found = vars(import_module(MODULES[group])).get(name) if module == MODULES[group] else None
+    return len(path) == 2 and inspect.isclass(found) and found.__module__.startswith(MODULES[group])
+
+
+def _apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Apply ``overrides`` to ``cfg``: groups, then keys, as Hydra does."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ValueError(_one_line(error)) from error
+    groups = [override for override in parsed if override.key_or_group in GROUPS]
+    keys = [override for override in parsed if override.key_or_group not in GROUPS]
+    for override in parsed:
+        plain = not (override.is_delete() or override.is_sweep_override() or override.package)
+        require(plain, override.input_line or "", "key=value", "a deletion, a sweep or a package")
+    for override in groups:
+        _choose(cfg, override.key_or_group, str(override.value() or "none"))
+    for override in keys:
+        _set(cfg, override)
+    for key in {override.key_or_group for override in keys} & LEARNED:
+        group = key.partition(".")[0]
+        require(not cfg[group].get("learned"), key, "a value that is not learned", "one", f"add {group}.learned=false")
+
+
+def _choose(cfg: DictConfig, group: str, option: str) -> None:
+    remedy = "a run has been trained with all the others"
+    require(group == "curvature", f"{group}={option}", "curvature, the group that evaluation may change", group, remedy)
+    options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    require(option in options, group, f"one of {', '.join(options)}" if options else f"a folder {CONF}", option)
+    cfg.curvature = OmegaConf.load(CONF / group / f"{option}.yaml")
+    cfg.choices.curvature = option
+
+
+def _set(cfg: DictConfig, override: Override) -> None:
+    key, value = override.key_or_group, override.value()
+    known = [".".join(path) for path, _ in _walk(OmegaConf.to_container(cfg, resolve=False), ())]
+    remedy = "".join(f"did you mean {near}?" for near in get_close_matches(key, known, 1))
+    require(override.is_add() or key in known, key, "a key of the run's config", "an unknown one", remedy)
+    free = any(key == prefix or key.startswith(f"{prefix}.") for prefix in OVERRIDABLE)
+    remedy = "use evaluation_steps" if key == "algorithm.inner_steps" else ""
+    require(free, key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
+    if key == "dataset.ways":
+        require(value == cfg.dataset.ways, key, f"{cfg.dataset.ways}, which the network was trained for", value)
+    try:
+        OmegaConf.update(cfg, key, value, merge=True, force_add=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{key}: expected another structure, got {value}; {_one_line(error)}") from error
+
+
+def _load_metrics(folder: Path) -> Metrics:
+    file = folder / "metrics.json"
+    remedy = "train.py writes it last; train the run to its end"
+    require(file.is_file(), str(folder), "a finished run, with metrics.json", "an unfinished one", remedy)
+    try:
+        metrics = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: expected the metrics of a run, got {_one_line(error)}") from error
+    require(isinstance(metrics, dict), str(file), "the metrics of a run", type(metrics).__name__)
+    return metrics
+
+
+def _load_state(file: Path) -> dict[str, Tensor]:
+    """Return the weights of a Lightning checkpoint, by name."""
+    require(file.is_file(), str(file), "the run's best checkpoint", "no such file", "train the run again")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        whole = all(isinstance(value, Tensor) for value in state.values())
+    except Exception as error:  # a damaged archive can provoke anything; what matters is which file
+        reason = _one_line(error).partition(" Do it only")[0][:300]
+        raise ValueError(f"{file}: expected a checkpoint of tensors and plain values, got {reason}") from error
+    require(whole, str(file), "a checkpoint whose state_dict holds tensors", "other values")
+    return state
+
+
+def _fill(learner: Learner, state: dict[str, Tensor], file: Path) -> None:
+    """Load ``state`` into ``learner``; a hyper-parameter that an override made fixed is left out."""
+    wanted = {name: tuple(value.shape) for name, value in learner.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items() if name in wanted or "hyper." not in name}
+    for name in [*wanted, *found]:
+        expected, got = (f"{name} of shape {s[name]}" if name in s else f"no {name}" for s in (wanted, found))
+        require(expected == got, str(file), expected, got, "this checkpoint is of another network than config.yaml")
+    learner.load_state_dict({name: state[name] for name in wanted})
+
+
+def _take_tuned(learner: Learner, folder: Path) -> None:
+    """Take the tau that was tuned after training, where it was."""
+    file = folder / TUNED
+    if not file.is_file():
+        return
+    try:
+        tau = json.loads(file.read_text())["prior_precision"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file}: expected a tuned prior_precision, got {_one_line(error)}") from error
+    require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
+    learner.set_prior_precision(tau)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,228 @@
+"""Where a sweep stands: a line at each change while it runs, a table at its end, and exit code 1 if a run failed.
+
+Each job, in whatever process or machine its launcher puts it, says on a board in the sweep's folder how it is; the
+command that was typed reads the board. A failed job counts as the worst loss, infinity, so that all others run and a
+search goes on; its traceback stands in its run's ``train.log``. Where the command dies, its workers save and end.
+"""
+
+import atexit
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from contextlib import suppress
+from functools import cache
+from math import inf
+from multiprocessing.util import Finalize
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from filelock import FileLock
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from meta_exp import cli
+from meta_exp.files import write_json
+from meta_exp.runs import names  # noqa: F401 - a worker that unpickles the callback needs the names of folders
+
+POLL_S = 1.0
+LINE_S = 60.0  # at most between two lines while jobs run
+REASON = 100  # characters of it in the table; train.log has it all
+LOCK = ".lock"  # on a board, held by the command that reads it
+FINE = ("done", "skipped")
+Job = dict[str, Any]
+
+
+class SweepReport(Callback):
+    """Hydra calls it at the ends of a sweep where that was typed, and at the ends of a job where that runs."""
+
+    def __init__(self) -> None:
+        self.board: Path | None = None
+        self.process: int | None = None  # of the command
+        self._watch: Watch | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the thread out, on the way to a worker."""
+        return self.__dict__ | {"_watch": None}
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Put up the board and watch it."""
+        self.process = os.getpid()
+        name = f".sweep-{time.strftime('%Y%m%d-%H%M%S')}-{self.process}"
+        sweep = Path(config.hydra.sweep.dir).absolute()
+        for board in sweep.glob(".sweep-*"):
+            _remove_if_left(board)
+        self.board = sweep / name
+        self.board.mkdir(parents=True)
+        self._watch = Watch(self.board, count_jobs(config))
+        atexit.register(self._watch.close)  # also when the sweep is interrupted
+        self._watch.start()
+
+    def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
+        """Say that a job runs."""
+        if self.board is not None and self.board.exists():
+            _post(self.board, config, {"state": "running"})
+        if os.getppid() == self.process:
+            _end_without(self.process)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """Say how a job ended, and let the others go on."""
+        if self.board is None or not self.board.exists():
+            return
+        if job_return.status is JobStatus.FAILED:
+            error = job_return._return_value
+            reason = cli.one_line(error) if isinstance(error, Exception) else repr(error)
+            _post(self.board, config, {"state": "failed", "reason": reason})
+            job_return.status, job_return.return_value = JobStatus.COMPLETED, inf
+        else:
+            result = Path(config.hydra.runtime.output_dir) / "metrics.json"
+            before = result.exists() and result.stat().st_mtime < _place(self.board, config).stat().st_mtime
+            _post(self.board, config, {"state": "skipped" if before else "done"})
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the table; exit with 1 if a run failed."""
+        assert self._watch is not None
+        if not self._watch.close():
+            raise SystemExit(1)
+
+
+class Watch:
+    """Reads the board of a sweep of ``total`` jobs, None where that is unknown, and prints how the sweep stands."""
+
+    def __init__(self, board: Path, total: int | None) -> None:
+        self.board, self.total = board, total
+        self.began = time.monotonic()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.fine = True
+        self.lock = FileLock(board / LOCK)
+        self.lock.acquire()
+
+    def start(self) -> None:
+        """Start to watch."""
+        self.thread.start()
+
+    def close(self) -> bool:
+        """Print the table, once, and take down the board; return whether all jobs that started are done."""
+        if self.ended.is_set():
+            return self.fine
+        self.ended.set()
+        self.thread.join()
+        jobs = self._jobs()
+        self.lock.release()
+        shutil.rmtree(self.board, ignore_errors=True)
+        self.fine = all(job["state"] in FINE for job in jobs)
+        if jobs:
+            _print_table(jobs)
+        return self.fine
+
+    def line(self, jobs: list[Job]) -> str:
+        """Return how the sweep stands, with the time left at the speed so far."""
+        count = {
+            state: sum(job["state"] == state for job in jobs) for state in ("done", "skipped", "running", "failed")
+        }
+        ended, elapsed = count["done"] + count["failed"], time.monotonic() - self.began
+        skipped = f" ({count['skipped']} of them before)" if count["skipped"] else ""
+        of = f" of {self.total}" if self.total else ""
+        text = f"sweep: {count['done'] + count['skipped']}{of} done{skipped}, {count['running']} running"
+        text += f", {count['failed']} failed"
+        left = (self.total or 0) - ended - count["skipped"]
+        return text + (f", about {_duration(elapsed / ended * left)} left" if ended and left > 0 else "")
+
+    def _run(self) -> None:
+        said: list[str] = []
+        said_at = 0.0
+        while not self.ended.wait(POLL_S):
+            jobs = self._jobs()
+            states, now = [job["state"] for job in jobs], time.monotonic()
+            if jobs and (states != said or now - said_at >= LINE_S):
+                said, said_at = states, now
+                print(self.line(jobs), flush=True)
+
+    def _jobs(self) -> list[Job]:
+        files = sorted(self.board.glob("*.json"), key=lambda file: int(file.stem))
+        return [job for file in files if (job := _read(file))]
+
+
+def count_jobs(config: DictConfig) -> int | None:
+    """Return the number of jobs of a sweep: the product of its values, a search's trials, or None."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    sweeper = config.hydra.sweeper
+    if not str(sweeper._target_).endswith("BasicSweeper"):
+        return OmegaConf.select(sweeper, "n_trials")
+    arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
+    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
+    return sum(len(batch) for batch in batches)
+
+
+def _print_table(jobs: list[Job]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("run", "state", "validation loss", "test", "training, s", title_justify="left")
+    for job in jobs:
+        folder = Path(job["folder"])
+        metrics = _read(folder / "metrics.json") if job["state"] in FINE else {}
+        score = next((name for name in ("accuracy", "mse") if f"test/map/{name}" in metrics), None)
+        reason = shorten(job.get("reason", "").removeprefix(f"{folder}: "), REASON, placeholder=" ...")
+        test = f"{score} {metrics[f'test/map/{score}']:.4g}" if score else reason
+        state = "interrupted" if job["state"] == "running" else job["state"]
+        loss, seconds = metrics.get("validation/loss"), metrics.get("time/train_s")
+        cells = [folder.name, state, "" if loss is None else f"{loss:.4g}", test]
+        table.add_row(*map(escape, cells), "" if seconds is None else f"{seconds:.0f}")
+    console = Console()
+    width = Console(width=1000).measure(table).maximum
+    Console(width=max(console.width, width)).print(table, crop=False)
+
+
+@cache
+def _end_without(parent: int) -> None:
+    """Have this worker of joblib end when its parent has: it would train on unseen, and then wait for ever.
+
+    And at once, after all else that waits for its end: the parent waits for it.
+    """
+    Finalize(None, cli.end_at_once, exitpriority=-100)
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while callable(signal.getsignal(signal.SIGTERM)):  # a training heeds it: it saves and ends
+            time.sleep(POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _remove_if_left(board: Path) -> None:
+    """Remove a board whose command was killed; one that is read is locked."""
+    with suppress(OSError), FileLock(board / LOCK, timeout=0):
+        shutil.rmtree(board)
+
+
+def _place(board: Path, config: DictConfig) -> Path:
+    return board / f"{config.hydra.job.num}.json"
+
+
+def _post(board: Path, config: DictConfig, job: Job) -> None:
+    write_json(_place(board, config), {"folder": str(config.hydra.runtime.output_dir), **job})
+
+
+def _read(file: Path) -> Job:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"

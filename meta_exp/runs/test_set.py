@@ -1,0 +1,66 @@
+"""The scores of a learner over the fixed test tasks: drawn, scored and forgotten batch by batch.
+
+Training's last step and a later evaluation both call this, so that the same weights give the same digits.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from meta_exp.scoring.metrics import defined, expected_calibration_error
+from meta_exp.scoring.task import Scores
+from meta_exp.tasks.foreign import draw_foreign
+from meta_exp.tasks.stream import EVALUATION_BATCH, TaskFamily, draw_tasks
+from meta_exp.training.learner import Learner
+
+
+@torch.no_grad()
+def score_tasks(
+    learner: Learner, family: TaskFamily, tasks: int, device: torch.device, advance: Callable[[int], Any] | None = None
+) -> Scores:
+    """Score ``learner`` on the first ``tasks`` test tasks, the same for every run; all of it stays on ``device``.
+
+    ``advance`` is told the number of tasks done after each batch. Returns scores on the CPU.
+    """
+    learner.to(device).eval()
+    family.to(device)
+    each: dict[str, list[Tensor]] = defaultdict(list)
+    pooled: dict[str, Tensor] = {}
+    for k, start in enumerate(range(0, tasks, EVALUATION_BATCH)):
+        stop = min(start + EVALUATION_BATCH, tasks)
+        drawn = draw_tasks(family, "test", start, stop), draw_foreign(family, "test", start, stop)
+        episodes, foreign = tree_map_only(Tensor, lambda value: value.to(device), drawn)
+        scores = learner.evaluate(episodes, learner.evaluation_steps, learner.predictives, seed=k, foreign=foreign)
+        for name, value in scores.each.items():
+            each[name].append(value.cpu())
+        for name, value in scores.pooled.items():
+            pooled[name] = pooled.get(name, 0) + value.sum(0).cpu()
+        if advance:
+            advance(stop)
+    return Scores({name: torch.cat(values) for name, values in each.items()}, pooled)
+
+
+def summarize(scores: Scores) -> dict[str, Any]:
+    """Return ``test/tasks``, and the mean and half width of the 95 % interval over tasks of each score.
+
+    The half width is 1.96 sd / sqrt(T). A pooled score, ``<predictive>/ece``, has none.
+    """
+    summary: dict[str, Any] = {"test/tasks": len(scores.each["loss"])}
+    for name, values in scores.each.items():
+        summary[f"test/{name}"], summary[f"test/{name}_ci95"] = mean_and_half_width(defined(name, values))
+    for name, sums in scores.pooled.items():
+        if name.endswith("/reliability"):
+            summary[f"test/{name.removesuffix('reliability')}ece"] = expected_calibration_error(sums)
+    return summary
+
+
+def mean_and_half_width(values: Tensor) -> tuple[float, float]:
+    """Return the mean of task scores [T] and the half width of its 95 % interval, NaN where T < 2."""
+    values = values.double()
+    half = 1.96 * float(values.std()) / sqrt(len(values)) if len(values) > 1 else float("nan")
+    return float(values.mean()), half

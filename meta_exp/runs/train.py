@@ -1,0 +1,172 @@
+"""A run: from a composed config to a folder that holds everything about one training.
+
+config.yaml    the resolved config          best.ckpt, last.ckpt    by validation loss, and the last step
+train.log      what happened                plots/                  pictures of new tasks
+curves.csv     validation scores by step    prior_precision.json    a tau tuned after training, and on what
+history.jsonl  all that was logged          overrides.yaml          the command's
+.lock          held by the process that writes here
+metrics.json   the result, written last and atomically: its presence means that the run is finished
+"""
+
+import json
+import logging
+import os
+from contextlib import nullcontext
+from dataclasses import asdict
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from meta_exp.algorithms import LLAMA
+from meta_exp.files import write_json, write_whole
+from meta_exp.runs import pictures
+from meta_exp.runs.build import Run, build
+from meta_exp.runs.calibration import tune
+from meta_exp.runs.folder import only_writer, refuse_other_config, snapshot
+from meta_exp.runs.provenance import provenance
+from meta_exp.runs.test_set import score_tasks, summarize
+from meta_exp.training.allocator import keep_freed_memory
+
+log = logging.getLogger(__name__)
+Metrics = dict[str, Any]
+TUNED = "prior_precision.json"
+FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
+
+
+def train(cfg: DictConfig) -> float:
+    """Train, evaluate and picture one run in ``cfg.run_dir``; return the best validation loss, for searches.
+
+    A run that is finished is left as it is, and one that was interrupted goes on from its last checkpoint.
+
+    Raises:
+        ValueError: a setting is out of range, the folder's run has another config, or another process writes it.
+        OSError: data is missing, or the run's folder cannot be written.
+        FloatingPointError: the objective became infinite or NaN; last.ckpt holds the last good weights.
+        SystemExit: a signal asked the process to end; the run is saved.
+    """
+    keep_freed_memory()
+    if not torch.cuda.is_available():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # else the optimizer looks for a driver at each step
+    folder = Path(cfg.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder) if _main_process() else nullcontext():
+        return _continue(cfg, folder)
+
+
+def _main_process() -> bool:
+    """Whether this process writes the run's folder: of several on one run, the first."""
+    return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def _continue(cfg: DictConfig, folder: Path) -> float:
+    """Train the run from where it stands, or return the loss of one that is finished."""
+    run = build(cfg)
+    config = snapshot(cfg, FORMAT)
+    refuse_other_config(folder, config)
+    result = folder / "metrics.json"
+    if result.exists():
+        log.info("finished already, skipped: %s", folder)
+        loss = json.loads(result.read_text())["validation/loss"]
+        return inf if loss is None else float(loss)
+    if run.trainer.is_global_zero:
+        write_whole(folder / "config.yaml", config)
+        if HydraConfig.initialized():
+            write_whole(folder / "overrides.yaml", yaml.safe_dump(list(HydraConfig.get().overrides.task)))
+    else:  # of several processes one writes the folder and speaks; the others have their errors to say
+        logging.getLogger("meta_exp").setLevel(logging.ERROR)
+    log.info("run folder: %s", folder)
+    last = folder / "last.ckpt"
+    step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+    if step:
+        log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
+    finished = False
+    try:
+        run.recorder.begin(OmegaConf.to_container(cfg, resolve=True), folder, step)  # type: ignore[arg-type]
+        loss = _train(cfg, run, folder, last if step else None)
+        finished = True
+        return loss
+    finally:
+        run.recorder.close(exit_code=0 if finished else 1)
+
+
+def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> float:
+    learner, trainer = run.learner, run.trainer
+    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA):
+        log.info("algorithm=maml trains without a curvature; the one given is used in evaluation only")
+    try:
+        trainer.fit(learner, run.stream, ckpt_path=checkpoint, weights_only=True)
+    except FloatingPointError:
+        # a GPU is looked at every few steps only: where the weights are lost by then, the checkpoint before stays
+        if all(parameter.isfinite().all() for parameter in learner.parameters()):
+            trainer.save_checkpoint(folder / "last.ckpt")
+        raise
+    assert run.best.score is not None
+    if not trainer.is_global_zero:
+        return run.best.score
+    best = torch.load(folder / "best.ckpt", weights_only=True)
+    learner.load_state_dict(best["state_dict"])
+    if cfg.tune_prior_precision:
+        tuning = tune(learner, run.stream.val_dataloader(), cfg.tune_prior_precision)
+        write_json(folder / TUNED, asdict(tuning))
+        learner.set_prior_precision(tuning.prior_precision)
+        log.info("tau tuned on validation tasks: %g (trained with %g)", tuning.prior_precision, tuning.trained_with)
+        if tuning.at_edge:
+            log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
+    scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
+    run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
+    drawings = pictures.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
+    run.recorder.log_pictures(drawings, trainer.global_step)
+    metrics = {
+        "algorithm": cfg.choices.algorithm,
+        "dataset": cfg.choices.dataset,
+        "curvature": cfg.choices.curvature,
+        "seed": cfg.seed,
+        "steps": trainer.global_step,
+        "best_step": best["global_step"],
+        "parameters": sum(p.numel() for p in learner.model.parameters()),
+        "validation/loss": run.best.score,
+        **scores,
+        **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
+        "prior_precision": learner.prior_precision,
+        "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
+        "time/train_s": run.progress.training_s,
+        "time/compile_s": learner.gradient.compile_s,
+        **provenance(),
+    }
+    write_json(folder / "metrics.json", metrics)
+    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
+    log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
+    return run.best.score
+
+
+def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
+    """Print the result of a run: each predictive's metric and NLL, and the metric by number of inner steps."""
+
+    def cell(name: str) -> str:
+        return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}"
+
+    title = (
+        f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} test tasks"
+    )
+    table = Table("predictive", metric, "NLL per point", title=title, title_justify="left")
+    for kind in predictives:
+        table.add_row(kind, cell(f"{kind}/{metric}"), cell(f"{kind}/nll"))
+    table.add_section()
+    for name in metrics:
+        prefix = f"test/map/{metric}_step_"
+        if name.startswith(prefix) and not name.endswith("_ci95"):
+            steps = name.removeprefix(prefix)
+            table.add_row(f"map after {steps} step{'s' * (steps != '1')}", cell(name.removeprefix("test/")), "")
+    Console().print(table)
+
+
+def _title(cfg: DictConfig, step: int) -> str:
+    curvature = f", curvature {cfg.choices.curvature}" if cfg.curvature else ""
+    return f"{cfg.choices.algorithm} on {cfg.choices.dataset}{curvature}, seed {cfg.seed}, step {step}"

@@ -1,0 +1,1 @@
+"""What one task is scored by."""

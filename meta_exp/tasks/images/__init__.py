@@ -1,0 +1,1 @@
+"""Families of image classes, over one checked store."""

@@ -1,0 +1,1 @@
+"""What Lightning runs: the learner with its meta-gradient, checkpoints, progress and loggers."""

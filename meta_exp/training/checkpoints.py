@@ -1,0 +1,153 @@
+"""What a run keeps of its training: best.ckpt by validation loss, and last.ckpt, from which it goes on.
+
+A checkpoint stands between two steps, with the validation that was due, and is written under another name, flushed to
+the disk and then renamed: whenever a process dies, ``last.ckpt`` is a whole one, and a run continued from it retraces
+the steps of an undisturbed one bit by bit. Signals are heeded between two steps: the run is saved there, and then the
+handler that was found before the training decides. On the command line SIGTERM and SIGINT end with exit code 128 +
+signal; in a job of SLURM submitit's handlers ignore SIGTERM, which may come first, and queue the job again on SIGUSR2.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from math import inf
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+
+from meta_exp.config.checks import require
+from meta_exp.files import replacing
+
+log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+HANDED_ON = (*SIGNALS, signal.SIGUSR2)  # where somebody handles them
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Checkpoints that are either whole or absent, also after a power cut."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write ``checkpoint`` beside ``path``, flush it and rename it."""
+        with replacing(Path(path), "wb") as stream:
+            torch.save(checkpoint, stream)
+
+
+class Best(Checkpoint):
+    """Keep the weights of the best validation in ``best.ckpt``.
+
+    Args:
+        dirpath: the run's folder.
+        monitor: the validation score that decides.
+        mode: whether a low (``min``) or a high (``max``) one is good.
+    """
+
+    def __init__(self, dirpath: str, monitor: str = "validation/loss", mode: str = "min") -> None:
+        require(mode in ("min", "max"), "callbacks.best.mode", "min or max", mode)
+        self.file, self.monitor, self.sign = Path(dirpath) / "best.ckpt", monitor, 1 if mode == "min" else -1
+        self.score: float | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if this validation is the best so far; a NaN is the worst."""
+        scores = trainer.callback_metrics
+        known = ", ".join(name for name in scores if name.startswith("validation/"))
+        require(self.monitor in scores, "callbacks.best.monitor", f"one of {known}", self.monitor)
+        score = float(scores[self.monitor])
+        score = score if score == score else self.sign * inf
+        if self.score is None or self.sign * score < self.sign * self.score:
+            self.score = score
+            trainer.save_checkpoint(self.file)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best score, for a run that goes on."""
+        return {"score": self.score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score of an earlier part of this run."""
+        self.score = state_dict["score"]
+
+
+class Last(Checkpoint):
+    """Keep ``last.ckpt``: every so many steps, every so many minutes, and when the process is asked to end.
+
+    Args:
+        dirpath: the run's folder.
+        every_n_steps: steps between two checkpoints; null for no such limit.
+        every_minutes: minutes between two checkpoints; null for no such limit.
+    """
+
+    def __init__(self, dirpath: str, every_n_steps: int | None = None, every_minutes: float | None = 1.0) -> None:
+        steps, minutes = every_n_steps, every_minutes
+        require(steps is None or steps >= 1, "callbacks.last.every_n_steps", "null or at least 1", steps)
+        require(minutes is None or minutes >= 0, "callbacks.last.every_minutes", "null or at least 0", minutes)
+        self.file, self.every_n_steps = Path(dirpath) / "last.ckpt", every_n_steps
+        self.interval_s = inf if every_minutes is None else 60.0 * every_minutes
+        self.saved_at = 0.0
+        self.signals: list[int] = []  # that came since the last step
+        self.handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}  # from before the training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note who handles signals, before Lightning does; Python's own for Ctrl-C would not reach our caller."""
+        for number in HANDED_ON:
+            handler = signal.getsignal(number)
+            if callable(handler) and handler is not signal.default_int_handler:
+                self.handlers[number] = handler
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock and heed signals; the trainer puts the handlers back that it found."""
+        self.saved_at = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in {*SIGNALS, *self.handlers}:
+                signal.signal(number, self._heed)
+            # one that came while Lightning listened is handled; it would end the run after the first step
+            trainer._signal_connector.received_sigterm = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Between two steps: save if it is time, or end if a signal came."""
+        step = trainer.global_step
+        if batch_idx % trainer.accumulate_grad_batches or not step:
+            return
+        # Lightning counts a step twice if it finds, on continuing, that its validation is done; its loggers go by this
+        trainer.fit_loop.epoch_loop._batches_that_stepped = step
+        due = time.monotonic() - self.saved_at >= self.interval_s
+        signals, self.signals = self.signals, []
+        if trainer.world_size > 1:  # all processes save together
+            due = bool(trainer.strategy.broadcast(due))
+            highest = torch.tensor(max(signals, default=0), device=pl_module.device)
+            signals = [number] if (number := int(trainer.strategy.reduce(highest, reduce_op="max"))) else []
+        if due or signals or (self.every_n_steps and step % self.every_n_steps == 0):
+            trainer.save_checkpoint(self.file)
+            self.saved_at = time.monotonic()
+        for number in signals:
+            log.info("step %d: saved on %s; the same command continues", step, signal.Signals(number).name)
+            self._hand_on(number)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Leave the batch out that is ready but not begun: Lightning would count it as done."""
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["completed"]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step, and end here if a signal came during it."""
+        trainer.save_checkpoint(self.file)
+        for number in self.signals:
+            self._hand_on(number)
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        if number in self.signals:  # asked twice: at once, from the last checkpoint
+            self._hand_on(number)
+        else:
+            self.signals.append(number)
+
+    def _hand_on(self, number: int) -> None:
+        """Leave to the earlier handler whether the run ends; where there is none, it does."""
+        if number not in self.handlers:
+            raise SystemExit(128 + number)
+        self.handlers[number](number, None)

@@ -1,0 +1,225 @@
+r"""The learner: theta, and the meta-gradient that Lightning's optimizer steps along.
+
+The meta-gradient is computed functionally and handed to automatic optimisation through the objective's value, so that
+clipping, accumulation and data-parallel reduction work as they do for any LightningModule.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.func import vmap
+
+from meta_exp.adaptation import Params
+from meta_exp.algorithms import MAML
+from meta_exp.config.checks import require
+from meta_exp.curvature import Noise
+from meta_exp.likelihoods import Hyper
+from meta_exp.models import refuse_fused_norms
+from meta_exp.prediction import KINDS
+from meta_exp.scoring.metrics import defined
+from meta_exp.scoring.task import Scores, evaluate
+from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.foreign import Foreign
+from meta_exp.training.meta_gradient import MetaGradient
+
+log = logging.getLogger(__name__)
+COLLAPSE = 0.01  # of the log det, above its floor
+
+
+class Learner(LightningModule):
+    """Meta-parameters theta with an algorithm to train them and a curvature to predict with.
+
+    Args:
+        algorithm: gives a task's objective and adapts to a task; its model's parameters are theta.
+        optimizer: maps parameters to an optimizer.
+        evaluation_steps: inner steps in validation and test.
+        predictives: which of map, sample, linearized to score; those without a posterior are left out.
+        samples: posterior draws for the predictives that need them.
+        chunk_size: tasks whose gradient is taken at once; None for the whole meta-batch, ``auto`` for a trial.
+        compile: the meta-gradient; ``auto`` compiles runs that are long enough.
+        checkpoint_steps: keep one inner step at a time in memory, and compute each twice.
+    """
+
+    def __init__(
+        self,
+        algorithm: MAML,
+        optimizer: Callable[[Any], torch.optim.Optimizer],
+        *,
+        evaluation_steps: int = 10,
+        predictives: Sequence[str] = KINDS,
+        samples: int = 30,
+        chunk_size: int | Literal["auto"] | None = None,
+        compile: bool | Literal["auto"] = "auto",
+        checkpoint_steps: bool = False,
+    ) -> None:
+        require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
+        require(samples >= 1, "samples", "at least 1", samples)
+        for kind in predictives:
+            require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
+        super().__init__()
+        refuse_fused_norms(algorithm.model)
+        self.model = algorithm.model
+        self.algorithm = algorithm
+        self.optimizer = optimizer
+        self.evaluation_steps = evaluation_steps
+        self.predictives = [kind for kind in predictives if kind == "map" or algorithm.curvature]
+        self.samples = samples
+        self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
+        self.hyper = nn.ParameterDict(algorithm.hyperparameters())
+        self._tuned: Hyper = {}
+        self._collapsed = False
+        self._scores: list[dict[str, Tensor]] = []
+
+    def meta_parameters(self) -> tuple[Params, Hyper]:
+        """Return theta and the learned hyper-parameters, detached, by name."""
+        theta = {name: value.detach() for name, value in self.model.named_parameters()}
+        return theta, {name: value.detach() for name, value in self.hyper.items()} | self._tuned
+
+    @property
+    def prior_precision(self) -> float | None:
+        """The tau of posteriors, fixed, learned or tuned; None without a curvature."""
+        curvature = self.algorithm.curvature
+        return None if curvature is None else float(curvature.tau(self.meta_parameters()[1]))
+
+    def set_prior_precision(self, tau: float) -> None:
+        """Take ``tau`` for the posteriors of all further evaluations; what was trained stays."""
+        self._tuned = {"log_prior_precision": torch.tensor(tau, dtype=torch.float64, device=self.device).log()}
+
+    def meta_gradient(
+        self, episodes: Episode, tasks: float | None = None
+    ) -> tuple[Tensor, Params, Hyper, dict[str, Tensor]]:
+        """Return the objective, its gradients in theta and hyper-parameters, and logged scalars: see MetaGradient."""
+        return self.gradient(*self.meta_parameters(), episodes, tasks)
+
+    def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
+        """Return the objective, with the meta-gradient behind it."""
+        tasks = self._tasks_a_process(batch)
+        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch, tasks)
+        gradients = [*gradient.values(), *hyper_gradient.values()]
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        # a look at the value waits for a GPU, so it is taken every step on the CPU only
+        if logging_step or self.device.type == "cpu":
+            self._stop_if_not_finite(objective, norm, batch)
+        if logging_step:
+            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[]).each
+            logs |= {name: score.sum() / tasks for name, score in scores.items() if name not in logs}
+            self._warn_if_collapsed(scores)
+            reduced = [self.trainer.strategy.reduce(gradient.clone()) for gradient in gradients]
+            logs |= {"objective": objective, "gradient_norm": torch.stack(torch._foreach_norm(reduced)).norm()}
+            logs |= {name.removeprefix("log_"): value.exp() for name, value in self.hyper.items()}
+            values = {f"train/{name.removeprefix('map/')}": value.detach() for name, value in logs.items()}
+            self.log_dict(values, sync_dist=True)
+        parameters = [*self.model.parameters(), *self.hyper.values()]
+        return _WithGradient.apply(objective, len(parameters), *parameters, *gradients)
+
+    def _tasks_a_process(self, batch: Episode) -> float:
+        """Return what a process divides its sums over tasks by, for the processes' average to be the mean over all M.
+
+        That is M / W for W processes, also where W does not divide M and their numbers of tasks differ by one.
+        """
+        ranks = self.trainer.world_size
+        if ranks == 1:
+            return len(batch.query.y)
+        return self.trainer.datamodule.family.meta_batch / ranks  # type: ignore[attr-defined]
+
+    def evaluate(
+        self,
+        episodes: Episode,
+        steps: int,
+        predictives: Sequence[str],
+        seed: int = 0,
+        foreign: Foreign | None = None,
+    ) -> Scores:
+        """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
+        theta, hyper = self.meta_parameters()
+        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives)
+        noise = self.noise(episodes, seed) if any(kind != "map" for kind in predictives) else None
+        in_dims = (None, None, 0, None if noise is None else 0, None if foreign is None else 0)
+        return vmap(score, in_dims, chunk_size=self.gradient.at_once)(theta, hyper, episodes, noise, foreign)
+
+    def noise(self, episodes: Episode, seed: int) -> Noise | None:
+        """Draw the noise of ``samples`` posterior draws for each of T tasks, [T, samples, ...], or None."""
+        if self.algorithm.curvature is None:
+            return None
+        tasks, points = episodes.support.y.shape[:2]
+        theta, _ = self.meta_parameters()
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return self.algorithm.curvature.noise(
+            generator, (tasks, self.samples), theta, points, self.algorithm.likelihood
+        )
+
+    def on_fit_start(self) -> None:
+        """Forget a tuned tau, and make the meta-gradient ready for the run."""
+        self._tuned = {}
+        self.gradient.prepare(self.trainer.max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the chunks that a trial has found: a continued run has to retrace the same bits."""
+        checkpoint["chunk_size"] = self.gradient.chunk_size
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the chunks of an earlier part of this run."""
+        if self.gradient.chunk_size == "auto":
+            self.gradient.chunk_size = checkpoint["chunk_size"]
+
+    def validation_step(self, batch: Episode, batch_idx: int) -> None:
+        """Score validation tasks by their loss and metric after adaptation."""
+        self._scores.append(self.evaluate(batch, self.evaluation_steps, ["map"]).each)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all validation tasks."""
+        scores = {name: torch.cat([batch[name] for batch in self._scores]) for name in self._scores[0]}
+        self._scores = []
+        means = {f"validation/{name}": defined(name, value).mean() for name, value in scores.items()}
+        self.log_dict(means, sync_dist=True)  # every process scores all the tasks, so that this changes nothing
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return the optimizer of theta and the learned hyper-parameters."""
+        return self.optimizer(self.parameters())
+
+    def _warn_if_collapsed(self, scores: dict[str, Tensor]) -> None:
+        """Say once that the outputs depend on nothing but their bias; the log det rewards that."""
+        if self._collapsed or "log_det" not in scores:
+            return
+        log_det, floor = scores["log_det"].mean(), scores["log_det_floor"].mean()
+        self._collapsed = bool(log_det < (1 + COLLAPSE) * floor)
+        if self._collapsed:
+            log.warning(
+                "step %d: the network has collapsed: log det is %.4g, that of outputs that depend on their bias alone; "
+                "try a smaller algorithm.eta, likelihood.learned=true, or a larger curvature.prior_precision",
+                self.global_step,
+                log_det,
+            )
+
+    def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode) -> None:
+        # of all processes, so that none goes on and waits for one that stopped
+        if bool(torch.isfinite(self.trainer.strategy.reduce(objective + norm, reduce_op="sum"))):
+            return
+        x, y = batch.support
+        raise FloatingPointError(
+            f"step {self.global_step}: the objective is {objective.item():.4g}, its gradient norm {norm.item():.4g}; "
+            f"this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
+            f"[{y.min():.4g}, {y.max():.4g}]. The last good weights are in last.ckpt. "
+            "Try a smaller optimizer.lr or algorithm.inner_lr, trainer.gradient_clip_val=1, or a larger "
+            "curvature.prior_precision or likelihood.sigma_noise."
+        )
+
+
+class _WithGradient(torch.autograd.Function):
+    """The objective's value, whose backward hands over a gradient that is known already."""
+
+    @staticmethod
+    def forward(ctx: Any, objective: Tensor, count: int, *parameters_and_gradients: Tensor) -> Tensor:
+        ctx.gradients = parameters_and_gradients[count:]
+        return objective.clone()
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        parameters = [scale * gradient for gradient in ctx.gradients]
+        return None, None, *parameters, *[None] * len(parameters)

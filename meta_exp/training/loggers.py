@@ -1,0 +1,236 @@
+"""Loggers that cannot harm a training, and W&B with one run for one folder.
+
+Whatever a logger raises (a network that died, a wrong key, a full disk) is said once, and the training goes on without
+that logger. A continued run is one run: what it logs locally is written anew from its history, up to the checkpoint
+from which it goes on; a W&B run that is online is taken up by its id.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from meta_exp.training.history import STEP, TASKS, History
+
+log = logging.getLogger(__name__)
+ITERATION = "trainer/global_step"
+BY_TASKS = "by_tasks/"
+PATIENCE_S = 60  # with W&B's start and end, where the network is gone
+HIGHER_IS_BETTER = "accuracy"
+
+
+class Guarded(Logger):
+    """A logger, called ``name``, whose errors are said once and end it, not the training."""
+
+    def __init__(self, logger: Logger, name: str) -> None:
+        super().__init__()
+        self.logger: Any = logger
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """What the logger is called in conf/logger."""
+        return self._name
+
+    @property
+    def version(self) -> str:
+        """Nothing: a run's folder has one version."""
+        return ""
+
+    def begin(self, config: dict[str, Any], history: History) -> None:
+        """Start with the resolved config and what the run has logged so far; older local files are replaced."""
+        if self.logger.log_dir:
+            shutil.rmtree(self.logger.log_dir, ignore_errors=True)
+        self._try("log_hyperparams", config)
+        if not getattr(self.logger, "keeps", False):
+            for row in history.rows:
+                self._try("log_metrics", {key: value for key, value in row.items() if key != STEP}, row[STEP])
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log ``metrics`` at ``step``."""
+        self._try("log_metrics", metrics, step)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the config is logged once, by ``begin``."""
+
+    def log_pictures(self, files: Sequence[Path], step: int) -> None:
+        """Log PNG files as images, where the logger takes some."""
+        if hasattr(self.logger, "log_pictures"):
+            self._try("log_pictures", files, step)
+
+    def save(self) -> None:
+        """Flush what was logged."""
+        self._try("save")
+
+    def finalize(self, status: str) -> None:
+        """End a part of the run."""
+        self._try("finalize", status)
+
+    def close(self, exit_code: int) -> None:
+        """End the run; in a sweep the next one must not go on in it."""
+        if hasattr(self.logger, "close"):
+            self._try("close", exit_code)
+
+    @rank_zero_only
+    def _try(self, method: str, *arguments: Any) -> None:
+        if self.logger is None:
+            return
+        try:
+            getattr(self.logger, method)(*arguments)
+        except Exception as error:  # whatever a network, a server or a disk can provoke
+            self.logger = None
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            log.warning("logger %s stopped (%s); the training goes on without it", self._name, reason)
+
+
+class Recorder(Logger):
+    """What Lightning logs, told apart by step and tasks seen, for the history and for every other logger."""
+
+    def __init__(self, loggers: Sequence[Guarded], tasks_per_step: int) -> None:
+        super().__init__()
+        self.loggers, self.tasks_per_step = loggers, tasks_per_step
+        self.history: History | None = None
+
+    @property
+    def name(self) -> str:
+        """What the logger is called."""
+        return "history"
+
+    @property
+    def version(self) -> str:
+        """Nothing: a run's folder has one version."""
+        return ""
+
+    @rank_zero_only
+    def begin(self, config: dict[str, Any], folder: Path, step: int) -> None:
+        """Start all loggers of a run that goes on after ``step``."""
+        self.history = History(folder, step)
+        for logger in self.loggers:
+            logger.begin(config, self.history)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log ``metrics`` of training; Lightning counts its steps from 0, and its one epoch has no end."""
+        done = (step or 0) + 1
+        scores = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.log({**scores, TASKS: done * self.tasks_per_step}, done)
+
+    def log(self, scores: Mapping[str, float], step: int) -> None:
+        """Log ``scores`` after ``step`` steps."""
+        if self.history is not None:
+            self.history.add(scores, step)
+            for logger in self.loggers:
+                logger.log_metrics(dict(scores), step)
+                logger.save()
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the config is logged once, by ``begin``."""
+
+    def log_pictures(self, files: Sequence[Path], step: int) -> None:
+        """Log the PNG files among ``files`` as images."""
+        for logger in self.loggers:
+            logger.log_pictures([file for file in files if file.suffix == ".png"], step)
+
+    def finalize(self, status: str) -> None:
+        """End a part of the run."""
+        for logger in self.loggers:
+            logger.finalize(status)
+
+    def close(self, exit_code: int) -> None:
+        """End the run."""
+        for logger in self.loggers:
+            logger.close(exit_code)
+
+
+class TensorBoard(TensorBoardLogger):
+    """Event files in the run's folder, pictures included."""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
+
+    def log_pictures(self, files: Sequence[Path], step: int) -> None:
+        """Log PNG files as images."""
+        from matplotlib.image import imread
+
+        for file in files:
+            self.experiment.add_image(f"pictures/{file.stem}", imread(file), step, dataformats="HWC")
+
+
+class WandB(Logger):
+    """A W&B run.
+
+    Args:
+        project: where it stands on the dashboard.
+        save_dir: all runs lie in its folder ``wandb``.
+        id: of the run, and its name: its folder.
+        group: the experiment or sweep.
+        job_type: the algorithm.
+        tags: words to filter by; null is left out.
+        mode: offline takes no account and no network.
+        entity: the user or team; null for the account's own.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        save_dir: str,
+        id: str,
+        group: str,
+        job_type: str,
+        tags: list[str | None],
+        mode: Literal["online", "offline", "disabled"] = "offline",
+        entity: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.folder, self.mode, self.id = Path(save_dir), mode, id
+        names = {"id": id, "name": id, "group": group, "job_type": job_type, "tags": [tag for tag in tags if tag]}
+        self.arguments: dict[str, Any] = {"project": project, "entity": entity, "dir": save_dir, "mode": mode, **names}
+        self.keeps = mode == "online"  # what an earlier part of the run has logged
+        self.run: Any = None
+
+    @property
+    def name(self) -> str:
+        """The project."""
+        return str(self.arguments["project"])
+
+    @property
+    def version(self) -> str:
+        """The run's id."""
+        return self.id
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Begin the run with its resolved config; an earlier offline part of it is replaced."""
+        import wandb
+
+        for earlier in (self.folder / "wandb").glob(f"offline-run-????????_??????-{self.id}"):
+            shutil.rmtree(earlier)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, silent=True)
+        self.run = wandb.init(**self.arguments, config=params, resume="allow", settings=settings)
+        self.run.define_metric(ITERATION, hidden=True)
+        self.run.define_metric(TASKS, hidden=True)
+        for part in ("train/*", "test/*", "pictures/*"):
+            self.run.define_metric(part, step_metric=ITERATION)
+        self.run.define_metric("validation/*", step_metric=ITERATION, summary="min")
+        self.run.define_metric(f"validation/map/{HIGHER_IS_BETTER}*", step_metric=ITERATION, summary="max")
+        self.run.define_metric(f"{BY_TASKS}*", step_metric=TASKS)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Log ``metrics`` against the step, and where they tell the tasks seen, against those too."""
+        by_tasks = {BY_TASKS + name: value for name, value in metrics.items() if name != TASKS and TASKS in metrics}
+        self.run.log({**metrics, **by_tasks, ITERATION: step})
+
+    def log_pictures(self, files: Sequence[Path], step: int) -> None:
+        """Log PNG files as images."""
+        import wandb
+
+        self.run.log({ITERATION: step} | {f"pictures/{file.stem}": wandb.Image(str(file)) for file in files})
+
+    def close(self, exit_code: int) -> None:
+        """End the run."""
+        if self.run is not None:
+            self.run.finish(exit_code=exit_code)

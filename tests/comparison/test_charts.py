@@ -1,0 +1,57 @@
+"""Charts hold the numbers of the results: bins, shares, bands, ranges over seeds, and sweeps in order."""
+
+import pytest
+from made_results import classification, regression
+
+from meta_exp.comparison import plots
+from meta_exp.comparison.charts import charts
+from meta_exp.comparison.results import group
+
+
+def found(*results):
+    return {chart.name: chart for chart in charts(group(results))}
+
+
+def test_reliability_has_the_bins_that_hold_points_and_all_counts():
+    chart = found(classification())["reliability_map"]
+    (curve,), (bars,) = chart.curves, chart.bars
+    assert curve.x == pytest.approx([0.5, 0.9])
+    assert curve.y == pytest.approx([0.4, 1.0])
+    assert bars.y == [0, 10, 30]
+    assert "ECE 0.100" in curve.name
+
+
+def test_entropy_is_in_shares_of_own_and_of_foreign_points():
+    own, foreign = found(classification())["entropy_map"].curves
+    assert (own.y, foreign.y) == ([0.75, 0.25], [0.25, 0.75])
+    assert foreign.dashed
+    assert not own.dashed
+
+
+def test_band_is_the_interval_and_for_learning_curves_the_range():
+    drawn = found(regression(0), regression(1))
+    (steps,) = drawn["steps_mse"].curves
+    (configuration,) = group([regression(0), regression(1)])
+    estimate = configuration.estimate("map/mse_step_0")
+    assert steps.x == [0, 1]
+    assert steps.high[0] - steps.low[0] == pytest.approx(2 * estimate.half)
+    (learning,) = drawn["learning"].curves
+    assert (learning.y, learning.low, learning.high) == ([3.5, 2.5], [3.0, 2.0], [4.0, 3.0])
+    assert drawn["coverage_map"].bars[0].y == pytest.approx([i / 190 for i in range(20)])
+
+
+def test_sweep_is_in_order_and_logarithmic_where_it_can_be():
+    drawn = found(*(regression(0, eta) for eta in (1.0, 0.01, 0.1)))
+    assert drawn["sweep_eta_nll"].curves[0].x == [0.01, 0.1, 1.0]
+    assert drawn["sweep_eta_mse"].log_x
+    assert not found(regression(0, 0.0), regression(0, 0.1))["sweep_eta_mse"].log_x
+    assert not [name for name in found(regression()) if name.startswith("sweep")]
+
+
+def test_charts_are_drawn_with_a_legend_and_marks_that_need_no_colour(tmp_path):
+    drawn = found(classification(), regression(0, 0.1), regression(0, 0.5), regression(1, 0.5))
+    files = plots.draw_charts(list(drawn.values()), tmp_path)
+    assert {file.name for file in files} == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    assert all(file.stat().st_size > 4000 for file in files)
+    lines = plots.draw_chart(drawn["steps_mse"]).axes[0].get_lines()
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 2

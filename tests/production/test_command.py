@@ -1,0 +1,155 @@
+"""evaluate.py on files of a new task, as its user types it: CSV files, folders of drawings, scans; and their errors."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+from PIL import Image
+
+from meta_exp.production import command as new_task
+from meta_exp.tasks.images.files import list_images
+
+REPO = Path(__file__).parents[2]
+EVALUATE = REPO / "evaluate.py"
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_curve(sinusoid_run, tmp_path):
+    x = np.linspace(-4, 0, 10)
+    lines = [f"{a},{2 * np.sin(a - 1)}" for a in x]
+    (tmp_path / "seen.csv").write_text("time,height\n" + "\n".join(lines))
+    (tmp_path / "ask.csv").write_text("-3.50\n-1\n4\n")
+    arguments = ["support=seen.csv", "query=ask.csv", "evaluation_steps=40"]
+    result = commands.run("evaluate.py", tmp_path, sinusoid_run, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "3 linearized predictions, written to predictions.csv" in result.stdout
+    found = rows(tmp_path / "predictions.csv")
+    assert list(found[0]) == ["time", "mean", "std", "lower_95", "upper_95"]
+    assert [row["time"] for row in found] == ["-3.50", "-1", "4"]
+    for row in found:
+        low, mean, high = (float(row[name]) for name in ("lower_95", "mean", "upper_95"))
+        assert high - low == pytest.approx(2 * 1.959964 * float(row["std"]), rel=1e-4)
+        assert low < mean < high
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_letters_and_scans(character_run, drawings, tmp_path):
+    """Characters of an alphabet that training never saw; half of the queries come as grey scans of other sizes."""
+    (tmp_path / "ask").mkdir()
+    for name in ("character01", "character02", "character03"):
+        (tmp_path / "letters" / name).mkdir(parents=True)
+        files = list_images(drawings / name)
+        for file in files[:5]:
+            (tmp_path / "letters" / name / file.name).write_bytes(file.read_bytes())
+        for i, file in enumerate(files[5:15]):
+            scan = Image.open(file).convert("L").resize((240 + 10 * i, 300), Image.Resampling.BICUBIC)
+            image = scan.point(lambda v: 70 + v // 2) if i % 2 else Image.open(file)
+            image.save(tmp_path / "ask" / f"{name}-{i}.png")
+    arguments = ["support=letters", "query=ask", "output=out.csv", "curvature=last_layer", "kind=sample"]
+    result = commands.run("evaluate.py", tmp_path, character_run, *arguments)
+    assert result.returncode == 0, result.stderr
+    found = rows(tmp_path / "out.csv")
+    assert list(found[0])[:4] == ["file", "predicted", "probability", "entropy"]
+    assert len(found) == 30
+    for row in found:
+        p = [float(row[f"p_{name}"]) for name in ("character01", "character02", "character03")]
+        assert sum(p) == pytest.approx(1, abs=1e-5)
+        assert float(row["probability"]) == max(p) == float(row[f"p_{row['predicted']}"])
+    right = [row["predicted"] == row["file"].split("-")[0] for row in found]
+    assert np.mean(right) > 0.5  # chance is 1/3
+
+
+REFUSED_TABLES = {
+    "x,y\n1,2\n3,nan": "s.csv, row 3, column y: expected a finite number, got 'nan'",
+    "1,2\n3,": "s.csv, row 2, column y1: expected a finite number, got ''",
+    "1,two\n3,4": "s.csv, row 1, column y1: expected a finite number, got 'two'",
+    "x,y\n1,2\n\n3,4,5": "s.csv, row 4: expected columns for 1 of x and 1 of y, got 3 columns",
+    "x,y\n": "s.csv: expected rows of numbers, got none",
+    "": "s.csv: expected rows of numbers, got none",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED_TABLES)
+def test_a_table_that_is_refused(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    Path("s.csv").write_text(text)
+    with pytest.raises(ValueError, match=REFUSED_TABLES[text]):
+        new_task.read_columns(Path("s.csv"), 1, 1)
+
+
+def test_half_a_question_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="got support alone"):
+        new_task.answer([tmp_path], [], support="s.csv")
+    with pytest.raises(ValueError, match="a new task: expected one run's folder, got 2"):
+        new_task.answer([tmp_path, tmp_path], [], support="s.csv", query="q.csv")
+
+
+def test_tables_as_people_save_them(tmp_path):
+    file = tmp_path / "s.csv"
+    file.write_bytes(b"\xef\xbb\xbftime , height\r\n1, 2.5\r\n\r\n3,-4e0\r\n")
+    table = new_task.read_columns(file, 1, 1)
+    assert table.names == ["time", "height"]
+    assert table.values.tolist() == [[1, 2.5], [3, -4]]
+    file.write_bytes(b"\xff\xfe1\x00")
+    with pytest.raises(ValueError, match=r"s\.csv: expected a CSV file in UTF-8"):
+        new_task.read_columns(file, 1, 1)
+
+
+def test_refusals_are_one_line_and_exit_code_1(sinusoid_run, tmp_path):
+    (tmp_path / "s.csv").write_text("x,y\n1,2\n3,nan")
+    (tmp_path / "q.csv").write_text("1\n")
+    refused = {
+        (sinusoid_run, "support=s.csv", "query=q.csv"): "error: s.csv, row 3, column y: expected a finite number",
+        ("support=s.csv", "query=q.csv"): "error: evaluate.py: expected a run's folder, got none; see --help",
+    }
+    for arguments, message in refused.items():
+        result = commands.run("evaluate.py", tmp_path, *arguments)
+        assert result.returncode == 1
+        assert result.stderr.startswith(message)
+        assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "predictions.csv").exists()
+
+
+def test_folders_that_are_refused(character_run, sinusoid_run, drawings, tmp_path):
+    def answer(run, message, **files):
+        with pytest.raises((ValueError, OSError), match=message):
+            new_task.answer([run], [], **{key: str(value) for key, value in files.items()})
+
+    one = drawings / "character01"
+    (tmp_path / "broken" / "a").mkdir(parents=True)
+    (tmp_path / "broken" / "b").mkdir()
+    (tmp_path / "broken" / "a" / "notes.txt").write_text("a letter")
+    answer(character_run, "support=.*character01: expected a sub-folder a class, got none", support=one, query=one)
+    answer(character_run, "y: expected 2 to 3 classes, .* got 26", support=drawings, query=one)
+    answer(character_run, r"b: expected a folder of images, got no file", support=tmp_path / "broken", query=one)
+    (tmp_path / "broken" / "b" / "b.png").write_bytes(list_images(one)[0].read_bytes())
+    answer(character_run, r"notes\.txt: expected an image", support=tmp_path / "broken", query=one)
+    answer(character_run, "query=nowhere: expected a folder of images", support=drawings, query="nowhere")
+    answer(sinusoid_run, "expected a CSV file, since the run is a regression, got a folder", support=one, query=one)
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "predictions.csv"
+    file.write_text("before")
+    broken = new_task.Answers(["a"], [["1"], None], 1)  # type: ignore[list-item]
+    with pytest.raises(csv.Error):
+        new_task.write_csv(file, broken)
+    assert file.read_text() == "before"
+
+
+def test_help_is_prompt_and_useful(tmp_path):
+    command = [sys.executable, "-X", "importtime", str(EVALUATE), "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    for words in ("support=", "query=", "outputs/sinusoid_sweep", "curvature", "predictions.csv"):
+        assert words in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "meta_exp.cli" in imported
+    assert not {"torch", "hydra"} & imported  # whose import takes seconds

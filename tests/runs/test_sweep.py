@@ -1,0 +1,233 @@
+"""The committed sweeps, and the engines that run their jobs side by side: real processes, real results."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from meta_exp.runs.build import build
+
+REPO = Path(__file__).parents[2]
+JOBS = {
+    "maml_vs_llama": 2 * 5,
+    "omniglot_maml_vs_llama": 2 * 3,
+    "curvature_ablation": 4 * 3,
+    "omniglot_curvature_ablation": 4 * 2,
+    "eta_ablation": 6 * 3,
+    "tau_ablation": 5 * 3,
+    "shots": 2 * 5 * 3,
+}
+SMALL = ["trainer=smoke", "model.widths=[4]", "test_tasks=2", "validation_tasks=2", "samples=2", "logger=none"]
+
+
+def begin(folder: Path, *arguments: str, after: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+    """Start train.py in ``folder`` with one thread, speaking to this machine only."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    command = [sys.executable, str(REPO / "train.py"), *arguments, *SMALL, *after]
+    return subprocess.Popen(command, cwd=folder, env=variables, text=True, **options)
+
+
+def sweep(folder: Path, *arguments: str, after: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """Run train.py as ``begin`` starts it, to its end."""
+    with begin(folder, *arguments, after=after, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            output = process.communicate(timeout=300)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+
+def logged(folder: Path, pattern: str) -> list[str]:
+    """What the logs of the runs below ``folder`` hold of ``pattern``."""
+    files = sorted(folder.glob("outputs/*_sweep/*/train.log"))
+    return [found for file in files for found in re.findall(pattern, file.read_text())]
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.05)
+
+
+def results(folder: Path) -> list[dict]:
+    """The metrics of the runs of the one sweep below ``folder``."""
+    return [json.loads(file.read_text()) for file in sorted(folder.glob("outputs/*_sweep/*/metrics.json"))]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_an_experiment_is_a_sweep_whose_first_and_last_jobs_build(config, name):
+    text = (REPO / "conf" / "experiment" / f"{name}.yaml").read_text()
+    assert f"uv run train.py experiment={name}" in text.splitlines()[1]
+    config(f"experiment={name}")
+    hydra = HydraConfig.get()
+    assert hydra.mode.name == "MULTIRUN"
+    overrides = [f"{key}={value}" for key, value in hydra.sweeper.params.items()]
+    [jobs] = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(overrides), None)
+    assert len(jobs) == JOBS[name]
+    for job in (jobs[0], jobs[-1]):
+        learner = build(config(f"experiment={name}", *job)).learner
+        assert learner.algorithm.curvature is not None
+
+
+@pytest.mark.parametrize("name", ["maml_vs_llama", "omniglot_maml_vs_llama", "shots"])
+def test_maml_and_llama_differ_in_the_algorithm_alone(config, name):
+    found = []
+    for algorithm in ("maml", "llama"):
+        cfg = OmegaConf.to_container(config(f"experiment={name}", f"algorithm={algorithm}", "seed=1"), resolve=True)
+        cfg["algorithm"] = {key: cfg["algorithm"][key] for key in ("inner_lr", "inner_steps", "first_order")}
+        found.append({key: value for key, value in cfg.items() if key not in ("choices", "run_dir")})
+        found[-1].pop("callbacks"), found[-1].pop("logger")  # they name the run's folder
+    assert found[0] == found[1]
+
+
+def test_a_search_with_two_jobs_of_joblib_at_a_time_goes_on_after_a_kill(tmp_path):
+    """The kill is of the command alone; its workers notice, save and end."""
+    command = ["experiment=search", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=2"]
+    long = ["trainer.max_steps=400", "trainer.val_check_interval=20", "dataset.meta_batch=2"]
+    with begin(tmp_path, *command, after=long, start_new_session=True) as process:
+        wait_for(lambda: process.poll() is not None or len(logged(tmp_path, "step 20 of")) == 2)
+        process.kill()
+        process.wait()
+        wait_for(lambda: not alive(process.pid))
+    saved = logged(tmp_path, r"step (\d+): saved on SIGTERM")
+    result = sweep(tmp_path, *command, after=long)
+    assert result.returncode == 0, result.stderr
+    assert "Warning" not in result.stderr
+    assert logged(tmp_path, r"continued from step (\d+) of 400") == saved
+    found = OmegaConf.load(tmp_path / "outputs" / "search_sweep" / "optimization_results.yaml")
+    losses = [run["validation/loss"] for run in results(tmp_path)]
+    assert len(losses) == len(saved) == 2
+    assert found.best_value == min(losses)
+    keys = {"algorithm.inner_lr", "optimizer.lr", "algorithm.eta", "curvature.prior_precision"}
+    assert set(found.best_params) == keys
+    assert not list(tmp_path.glob("outputs/search_sweep/.sweep-*")), "the board of the killed command is gone"
+
+
+def alive(group: int) -> bool:
+    """Whether a process group has a process left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
+def test_submitit_runs_a_sweep_on_this_machine(tmp_path):
+    result = sweep(tmp_path, "experiment=maml_vs_llama", "seed=3", "dataset.shots=4", "hydra/launcher=submitit_local")
+    assert result.returncode == 0, result.stderr
+    found = results(tmp_path)
+    assert [(run["algorithm"], run["seed"]) for run in found] == [("llama", 3), ("maml", 3)], "keys behind it count"
+    assert all("test/sample/nll" in run for run in found), "MAML has a posterior too"
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed: uv sync --extra ray")
+def test_ray_runs_a_sweep_on_this_machine(tmp_path):
+    ray = [
+        "hydra/launcher=ray",
+        "+hydra.launcher.ray.init.num_cpus=2",
+        "+hydra.launcher.ray.init._node_ip_address=127.0.0.1",
+    ]
+    result = sweep(tmp_path, "-m", "algorithm=maml,llama", *ray)
+    assert result.returncode == 0, result.stderr
+    assert [run["algorithm"] for run in results(tmp_path)] == ["llama", "maml"]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
+def test_slurm_jobs_ask_for_one_gpu_and_are_requeued(config, tmp_path, monkeypatch):
+    """What sbatch would be given, written by submitit; where there is no SLURM a file stands for srun."""
+    from submitit import SlurmExecutor
+
+    (tmp_path / "srun").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    config("hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu")
+    Plugins.instance()
+    launcher = instantiate(HydraConfig.get().launcher, submitit_folder=str(tmp_path / "%j"), name="sweep")
+    settings = dict(launcher.params)
+    executor = SlurmExecutor(settings.pop("submitit_folder"), max_num_timeout=settings.pop("max_num_timeout"))
+    assert executor.max_num_timeout == 100
+    executor.update_parameters(**executor._convert_parameters(settings))
+    lines = executor._make_submission_file_text("python job", "uid").splitlines()
+    for flag in (
+        "--partition=gpu", "--gpus-per-node=1", "--cpus-per-task=4", "--mem=16GB", "--time=240", "--signal=USR2@120",
+        "--requeue", "--job-name=sweep", "--open-mode=append",
+    ):  # fmt: skip
+        assert f"#SBATCH {flag}" in lines
+    assert "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK" in lines
+
+
+SLURM = {  # one job, numbered 7, as SLURM would handle it
+    "sbatch": "cp ${@: -1} batch; echo Submitted batch job 7; SLURM_JOB_ID=7 setsid bash batch >/dev/null 2>&1 &",
+    "srun": 'while [[ $1 == --* ]]; do [[ $1 == --unbuffered ]] || shift; shift; done; echo $$ >pid; exec "$@"',
+    "scontrol": 'echo "$@" >>requeued; (sleep 1; SLURM_JOB_ID=7 setsid bash batch >/dev/null 2>&1) &',
+    "sacct": "printf 'JobID|State|NodeList\\n7|RUNNING|here\\n'",
+}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
+def test_a_preempted_slurm_job_enters_the_queue_again_and_finishes(tmp_path, monkeypatch):
+    """SLURM's commands are scripts here; submitit, its signal handlers and the run are real.
+
+    SIGTERM alone, as when a preemption begins; then SIGTERM and SIGUSR2 together; then SIGUSR2 alone.
+    """
+    for name, script in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\ncd {tmp_path}\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    long = ["trainer.max_steps=1500", "trainer.val_check_interval=50", "dataset.meta_batch=1"]
+
+    def train_on(waiting: Future) -> None:
+        """Wait for two more validations."""
+        goal = len(logged(tmp_path, "step .* left")) + 2
+        wait_for(lambda: waiting.done() or len(logged(tmp_path, "step .* left")) >= goal)
+
+    def send(*signals: signal.Signals) -> None:
+        for number in signals:
+            os.kill(int((tmp_path / "pid").read_text()), number)
+
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(sweep, tmp_path, "-m", "seed=0", "hydra/launcher=submitit_slurm", after=long)
+        train_on(waiting)
+        send(signal.SIGTERM)
+        wait_for(lambda: waiting.done() or logged(tmp_path, "saved on SIGTERM"))
+        train_on(waiting)
+        send(signal.SIGTERM, signal.SIGUSR2)
+        wait_for(lambda: waiting.done() or logged(tmp_path, "continued from step"))
+        train_on(waiting)
+        send(signal.SIGUSR2)
+        result = waiting.result()
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n" * 2
+    assert logged(tmp_path, r"saved on (\w+)")[0] == "SIGTERM"
+    assert logged(tmp_path, r"step (\d+): saved on SIGUSR2") == logged(tmp_path, r"continued from step (\d+) of 1500")
+    assert [run["steps"] for run in results(tmp_path)] == [1500]
+
+
+def test_a_launcher_that_is_not_installed_names_its_extra(tmp_path):
+    code = (
+        "import pkgutil, runpy, sys\n"
+        "found = pkgutil.walk_packages\n"
+        "pkgutil.walk_packages = lambda *a, **k: (m for m in found(*a, **k) if 'ray' not in m.name)\n"
+        "sys.argv = ['train.py', '-m', 'seed=0', 'hydra/launcher=ray']\n"
+        f"runpy.run_path({str(REPO / 'train.py')!r}, run_name='__main__')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == (
+        "error: this launcher is not installed; it comes with uv run --extra ray train.py ..."
+    )

@@ -1,0 +1,350 @@
+"""The image store: built once, shared, checked at opening, rebuilt when it is off, and never left half-written."""
+
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from meta_exp.tasks.images import store as store_module
+from meta_exp.tasks.images.source import Pixels, Source
+from meta_exp.tasks.images.store import open_store, read_store
+
+SHAPE = (5, 3, 4, 4, 1)
+IMAGES = np.random.default_rng(0).integers(256, size=SHAPE, dtype=np.uint8)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("META_EXP_CACHE", str(tmp_path / "a" / "cache"))
+    return tmp_path / "a" / "cache"
+
+
+@pytest.fixture
+def source(tmp_path: Path, cache: Path) -> Source:
+    """A data set of five classes, published as one file."""
+    file = tmp_path / "published"
+    file.write_bytes(b"data")
+    names = [f"class {index}" for index in range(5)]
+    return Source("small", [file], SHAPE, names, ["train"] * 3 + ["test"] * 2, lambda: iter(IMAGES))
+
+
+def unread(source: Source) -> Source:
+    """The same source, whose conversion fails."""
+
+    def convert() -> Iterator[Pixels]:
+        raise AssertionError("converted again")
+
+    return replace(source, convert=convert)
+
+
+def files(cache: Path) -> list[str]:
+    return sorted(file.suffix for file in cache.iterdir())
+
+
+def test_a_store_is_built_once_and_then_opened(source: Source, cache: Path) -> None:
+    built = open_store(source)
+    opened = open_store(unread(source))
+    for store in (built, opened):
+        np.testing.assert_array_equal(store.pixels, IMAGES)
+        assert list(store.class_names) == source.class_names
+        assert list(store.split_names) == source.split_names
+        assert store.file == source.store_file
+        store.verify()
+    assert built.content == opened.content
+    assert isinstance(opened.pixels, np.memmap)
+    assert files(cache) == [".lock", ".safetensors"]
+
+
+def test_the_cache_folder_may_be_named_from_home(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("META_EXP_CACHE", "~/stores")
+    assert source.store_file.parent == tmp_path / "stores"
+
+
+def test_other_tools_can_read_the_file(source: Source) -> None:
+    content = open_store(source).file.read_bytes()  # type: ignore[union-attr]
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    assert header["pixels"] == {"dtype": "U8", "shape": list(SHAPE), "data_offsets": [0, IMAGES.size]}
+    assert content[start:] == IMAGES.tobytes()
+
+
+def test_contents_differ_with_pixels_and_names(source: Source, tmp_path: Path) -> None:
+    contents = {open_store(source).content}
+    other = IMAGES.copy()
+    other[4, 2, 3, 3, 0] ^= 1
+    for changed in (
+        replace(source, name="b", convert=lambda: iter(other)),
+        replace(source, name="c", class_names=[*source.class_names[:4], "another"]),
+        replace(source, name="d", split_names=["train"] * 5),
+    ):
+        contents.add(open_store(changed).content)
+    assert len(contents) == 4
+
+
+def damage_header(content: bytes) -> bytes:
+    return content.replace(b"class 3", b"class 8")
+
+
+DAMAGES = {
+    "empty": (lambda content: b"", "its header cannot be read"),
+    "truncated": (lambda content: content[:-1], "it has another size"),
+    "longer": (lambda content: content + b"x", "it has another size"),
+    "noise": (lambda content: os.urandom(len(content)), "its header cannot be read"),
+    "no JSON": (lambda content: content.replace(b"{", b"(", 1), "its header cannot be read"),
+    "a name": (damage_header, "it has another class names"),
+    "a hash": (
+        lambda content: content.replace(b'digests\\": [\\"', b'digests\\": [\\"x', 1).replace(b" ", b"", 1),
+        "header",
+    ),
+    "a pixel": (
+        lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
+        "its images of class 4 are not",
+    ),
+    "version": (lambda content: content.replace(b'format\\": 1', b'format\\": 0'), "it has another format"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_store_that_is_off_is_rebuilt_with_one_line(
+    damage: str, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = source.store_file
+    open_store(source)
+    change, reason = DAMAGES[damage]
+    before = file.read_bytes()
+    file.write_bytes(change(before))
+    with pytest.raises(ValueError, match=reason):
+        read_store(source)
+    with caplog.at_level(logging.INFO):
+        np.testing.assert_array_equal(open_store(source).pixels, IMAGES)
+    [record] = caplog.records
+    assert record.getMessage().startswith(f"Rebuilding the data cache: {file} is ")
+    assert file.read_bytes() == before
+
+
+def test_a_store_of_a_changed_source_is_stale(source: Source, caplog: pytest.LogCaptureFixture) -> None:
+    open_store(source)
+    source.files[0].write_bytes(b"other data")
+    np.testing.assert_array_equal(open_store(replace(source, convert=lambda: iter(255 - IMAGES))).pixels, 255 - IMAGES)
+    [record] = caplog.records
+    assert record.getMessage() == f"Rebuilding the data cache: {source.store_file} is stale: it has another stamp"
+
+
+def test_sources_in_two_places_have_two_stores(source: Source, tmp_path: Path, cache: Path) -> None:
+    elsewhere = tmp_path / "elsewhere" / "published"
+    elsewhere.parent.mkdir()
+    elsewhere.write_bytes(b"data")
+    open_store(source)
+    open_store(replace(source, files=[elsewhere]))
+    open_store(unread(source))
+    assert files(cache).count(".safetensors") == 2
+
+
+def test_large_stores_are_sampled_at_opening_and_verified_whole(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SAMPLE", 1)  # the first class, one in the middle, and the last
+    file = open_store(source).file
+    content = bytearray(file.read_bytes())  # type: ignore[union-attr]
+    content[-IMAGES.size + IMAGES[0].size] ^= 1  # in the second class
+    file.write_bytes(content)  # type: ignore[union-attr]
+    store = open_store(unread(source))
+    with pytest.raises(ValueError, match="its images of class 1 are not those stored"):
+        store.verify()
+
+
+def test_without_a_writable_folder_images_stay_in_memory(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("META_EXP_CACHE", str(tmp_path / "file" / "cache"))
+    store = open_store(source)
+    np.testing.assert_array_equal(store.pixels, IMAGES)
+    store.verify()
+    assert store.file is None
+    [record] = caplog.records
+    assert record.getMessage().startswith("Cannot write the data cache, so the images stay in memory: ")
+
+
+def test_a_full_disk_is_an_error_that_leaves_nothing(source: Source, cache: Path) -> None:
+    """A limit on the size of files stands for the end of the disk: the kernel refuses to write, as it does there."""
+    big = replace(source, shape=(5, 3, 400, 400, 1), convert=lambda: iter(np.zeros((5, 3, 400, 400, 1), np.uint8)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
+    try:
+        with pytest.raises(
+            OSError, match="File too large; the data cache needs 2 MB there: make room, or set"
+        ) as caught:
+            open_store(big)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(big.store_file)
+    assert files(cache) == [".lock"]
+    assert open_store(big).pixels.shape == big.shape
+
+
+def test_no_room_for_the_lock_is_an_error_too(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module, "FileLock", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        open_store(source)
+
+
+def test_a_faulty_source_leaves_nothing(source: Source, cache: Path) -> None:
+    def convert() -> Iterator[Pixels]:
+        yield IMAGES[0]
+        raise ValueError("the second class is wrong")
+
+    with pytest.raises(ValueError, match="the second class is wrong"):
+        open_store(replace(source, convert=convert))
+    assert files(cache) == [".lock"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from meta_exp.tasks.images.source import Source
+from meta_exp.tasks.images.store import open_store
+
+def convert():
+    yield np.zeros((3, 4, 4, 1), np.uint8)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+names = [f"class {index}" for index in range(5)]
+open_store(Source("small", [Path(sys.argv[1])], (5, 3, 4, 4, 1), names, ["train"] * 3 + ["test"] * 2, convert))
+"""
+
+
+def test_a_build_that_was_killed_is_followed_by_a_good_one(source: Source, cache: Path) -> None:
+    result = subprocess.run([sys.executable, "-c", KILLED, source.files[0]], capture_output=True, timeout=60)
+    assert result.returncode == -9, result.stderr
+    assert files(cache) == [".lock", ".tmp"]
+    np.testing.assert_array_equal(open_store(source).pixels, IMAGES)
+    assert files(cache) == [".lock", ".safetensors"]
+
+
+def test_one_of_ten_builds_and_the_others_wait(source: Source) -> None:
+    started, release, builds = threading.Event(), threading.Event(), []
+
+    def convert() -> Iterator[Pixels]:
+        builds.append(1)
+        started.set()
+        assert release.wait(10)
+        yield from IMAGES
+
+    stores = []
+    slow = replace(source, convert=convert)
+    workers = [threading.Thread(target=lambda: stores.append(open_store(slow))) for _ in range(10)]
+    for worker in workers:
+        worker.start()
+    assert started.wait(10)
+    release.set()
+    for worker in workers:
+        worker.join()
+    assert builds == [1]
+    assert len(stores) == 10
+
+
+TEN = """
+import os, sys, time
+from multiprocessing import get_context
+from pathlib import Path
+import numpy as np
+from meta_exp.tasks.images.source import Source
+from meta_exp.tasks.images.store import open_store
+
+def convert():
+    with open(sys.argv[2], "a") as log:
+        print(os.getpid(), file=log)
+    for index in range(5):
+        time.sleep(0.1)  # for the others to come
+        yield np.full((3, 4, 4, 1), index, np.uint8)
+
+def job(barrier):
+    barrier.wait()
+    store = open_store(source)
+    store.verify()
+    assert store.pixels[4, 0, 0, 0, 0] == 4
+
+names = [f"class {index}" for index in range(5)]
+source = Source("small", [Path(sys.argv[1])], (5, 3, 4, 4, 1), names, ["train"] * 3 + ["test"] * 2, convert)
+context = get_context("fork")
+barrier = context.Barrier(10)
+jobs = [context.Process(target=job, args=[barrier]) for _ in range(10)]
+for process in jobs:
+    process.start()
+for process in jobs:
+    process.join()
+sys.exit(sum(process.exitcode != 0 for process in jobs))
+"""
+
+
+def test_ten_processes_that_start_at_once_build_it_once(source: Source, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TEN, str(source.files[0]), str(tmp_path / "builds")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert len((tmp_path / "builds").read_text().split()) == 1
+
+
+READER = """
+import sys
+from pathlib import Path
+import numpy as np
+import torch
+from meta_exp.tasks.images.episodes import ImageTasks
+from meta_exp.tasks.images.source import Source
+from meta_exp.tasks.images.store import open_store
+
+def resident():  # KB, each shared page counted by its share
+    [line] = [line for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")]
+    return int(line.split()[1])
+
+shape = (64, 20, 224, 224, 1)
+names = [str(index) for index in range(64)]
+empty = (np.zeros(shape[1:], np.uint8) for index in range(64))
+tasks = ImageTasks(torch.zeros(5, 2, 4, 4, 1, dtype=torch.uint8), {"train": np.arange(5)}, 5, 1, 1)
+tasks.draw("train", np.random.default_rng(0), 2)  # what libraries take on their first use
+before = resident()
+store = open_store(Source("large", [Path(sys.argv[1])], shape, names, names, lambda: empty))
+store.verify()
+tasks = ImageTasks(torch.from_numpy(store.pixels), {"train": np.arange(64)}, 5, 1, 1)
+tasks.draw("train", np.random.default_rng(0), 2)
+print("open", flush=True)
+sys.stdin.readline()
+print(resident() - before, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell the resident memory")
+def test_two_processes_share_the_pages(source: Source) -> None:
+    size = 64 * 20 * 224 * 224 / 1024  # KB
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    command = [sys.executable, "-c", READER, str(source.files[0])]
+    readers = [subprocess.Popen(command, **pipes) for _ in range(2)]  # type: ignore[call-overload]
+    try:
+        for reader in readers:
+            assert reader.stdout.readline() == "open\n"
+        taken = []
+        for reader in readers:  # while both have it open
+            print(file=reader.stdin, flush=True)
+            taken.append(int(reader.stdout.readline()))
+        assert 0.9 * size < sum(taken) < 1.3 * size, taken
+    finally:
+        for reader in readers:
+            reader.communicate("\n", timeout=60)

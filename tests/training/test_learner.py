@@ -1,0 +1,116 @@
+"""The meta-gradient that the optimizer gets is that of the objective; bad numbers stop a run."""
+
+import pytest
+import torch
+
+from meta_exp.runs.build import build
+from meta_exp.tasks.stream import draw_batch
+
+TINY = ["trainer=smoke", "logger=none", "model.widths=[8,8]", "dataset.meta_batch=6"]
+
+
+def meta_gradient(run):
+    _, gradient, hyper_gradient, _ = run.learner.meta_gradient(draw_batch(run.family, 0, "train", 0))
+    return torch.cat([g.flatten() for g in (*gradient.values(), *hyper_gradient.values())])
+
+
+def test_gradient_is_that_of_the_mean_objective(config):
+    """Central differences of the reported objective along a random direction, in float64."""
+    run = build(config(*TINY))
+    run.learner.double()
+    run.learner.algorithm.curvature.taps.model.double()
+    episodes = torch.utils._pytree.tree_map(torch.Tensor.double, draw_batch(run.family, 0, "train", 0))
+    _, gradient, hyper_gradient, _ = run.learner.meta_gradient(episodes)
+    parameters = [*run.learner.model.parameters(), *run.learner.hyper.values()]
+    gradients = [*gradient.values(), *hyper_gradient.values()]
+    direction = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(i)).double() for i, p in enumerate(parameters)
+    ]
+
+    def objective(step):
+        with torch.no_grad():
+            for parameter, d in zip(parameters, direction, strict=True):
+                parameter.add_(step * d)
+        return run.learner.meta_gradient(episodes)[0]
+
+    h = 1e-6
+    difference = (objective(h) - objective(-2 * h)) / (2 * h)
+    expected = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+    torch.testing.assert_close(difference, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_optimizer_receives_the_meta_gradient(config):
+    """One SGD step of Lightning's loop moves theta by -lr times the meta-gradient of batch 0."""
+    run = build(config(*TINY, "optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0", "trainer.max_steps=1"))
+    before = torch.cat([p.detach().flatten().clone() for p in run.learner.parameters()])
+    gradient = meta_gradient(run)
+    run.trainer.fit(run.learner, run.stream)
+    after = torch.cat([p.detach().flatten() for p in run.learner.parameters()])
+    torch.testing.assert_close(after, before - 0.1 * gradient)
+
+
+def test_clipping_sees_the_meta_gradient(config):
+    overrides = ["optimizer=sgd", "optimizer.lr=1.0", "optimizer.momentum=0", "trainer.max_steps=1"]
+    run = build(config(*TINY, *overrides, "trainer.gradient_clip_val=0.01"))
+    before = torch.cat([p.detach().flatten().clone() for p in run.learner.parameters()])
+    run.trainer.fit(run.learner, run.stream)
+    moved = torch.cat([p.detach().flatten() for p in run.learner.parameters()]) - before
+    assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_same_seed_same_weights(config):
+    def weights(seed):
+        run = build(config(*TINY, f"seed={seed}"))
+        run.trainer.fit(run.learner, run.stream)
+        return torch.cat([p.detach().flatten() for p in run.learner.parameters()])
+
+    assert torch.equal(weights(3), weights(3))
+    assert not torch.equal(weights(3), weights(4))
+
+
+@pytest.mark.parametrize("curvature", ["ggn", "kfac", "diagonal", "last_layer"])
+def test_eta_zero_writes_the_checkpoints_of_maml(trained, curvature):
+    """Weights and the optimizer's state, in both checkpoints, are equal to the last bit."""
+
+    def checkpoints(name, *overrides):
+        folder = trained(name, *TINY, "predictives=[map]", *overrides)
+        loaded = (torch.load(folder / f"{part}.ckpt", weights_only=True) for part in ("best", "last"))
+        return [(part["state_dict"], part["optimizer_states"]) for part in loaded]
+
+    maml = checkpoints("tiny-maml", "algorithm=maml")
+    llama = checkpoints(f"tiny-{curvature}", "algorithm=llama", f"curvature={curvature}", "algorithm.eta=0")
+    torch.testing.assert_close(llama, maml, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tau", [1e-3, 1.0, 1e6])
+@pytest.mark.parametrize("curvature", ["ggn", "kfac", "diagonal", "last_layer"])
+def test_trains_in_single_precision_at_any_tau(config, omniglot_root, curvature, tau):
+    """On sinusoids and on real characters, with batch norm: no failure, and weights that stay finite."""
+    small = ["dataset=omniglot", f"dataset.root={omniglot_root}", "dataset.queries=2", "model.filters=8"]
+    for settings in (TINY[2:], [*small, "dataset.meta_batch=2", "chunk_size=null"]):
+        choice = ["algorithm=llama", f"curvature={curvature}", f"curvature.prior_precision={tau}"]
+        run = build(config(*TINY[:2], *settings, *choice, "algorithm.eta=0.5", "validation_tasks=2"))
+        run.trainer.fit(run.learner, run.stream)
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.learner.parameters())
+
+
+@pytest.mark.parametrize("tau", [1e-2, 1e6])
+def test_warns_once_of_a_collapsed_network(config, caplog, tau):
+    """Training is not warned of; the same network is, once, when its outputs are made to depend on their bias alone."""
+    run = build(config(*TINY, f"curvature.prior_precision={tau}"))
+    run.trainer.fit(run.learner, run.stream)
+    assert "collapsed" not in caplog.text
+    with torch.no_grad():
+        for parameter in list(run.learner.model.parameters())[:-1]:
+            parameter.zero_()
+    scores = run.learner.evaluate(draw_batch(run.family, 0, "train", 0), 1, []).each
+    torch.testing.assert_close(scores["log_det"], scores["log_det_floor"], rtol=1e-5, atol=0)
+    for _ in range(2):
+        run.learner._warn_if_collapsed(scores)
+    assert caplog.text.count("the network has collapsed: log det is") == 1
+
+
+def test_a_number_that_is_not_finite_stops_the_run(config):
+    run = build(config(*TINY, "optimizer=sgd", "optimizer.lr=1e20"))
+    with pytest.raises(FloatingPointError, match=r"step \d.*tasks has x in .* Try a smaller optimizer.lr"):
+        run.trainer.fit(run.learner, run.stream)

@@ -1,0 +1,112 @@
+"""What reaches a dashboard, read back through wandb's own messages, and loggers that fail without harm."""
+
+import json
+import logging
+import struct
+from pathlib import Path
+
+import pytest
+import wandb
+from wandb.proto import wandb_internal_pb2
+
+from meta_exp.runs.train import train
+
+BLOCK, HEADER, WHOLE, LAST = 32768, 7, 1, 4
+TINY = ["trainer=smoke", "model.widths=[8]", "dataset.meta_batch=5", "test_tasks=4", "validation_tasks=4"]
+
+
+def records(file):
+    """Yield the messages of a W&B file: after 7 bytes, blocks of 32 KiB of parts, each with checksum, length, kind."""
+    wandb.teardown()  # as at the end of a process: what wandb's own still holds back is written
+    data, at, message = file.read_bytes(), 7, b""
+    assert data[:4] == b":W&B"
+    while at < len(data):
+        if (left := BLOCK - at % BLOCK) < HEADER:
+            at += left
+            continue
+        length, kind = struct.unpack_from("<HB", data, at + 4)
+        message += data[at + HEADER : at + HEADER + length]
+        at += HEADER + length
+        if kind in (WHOLE, LAST):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(message)
+            yield record
+            message = b""
+
+
+def named(item):
+    return item.key or "/".join(item.nested_key)
+
+
+def test_offline_run_holds_all_and_nothing_else(config, tmp_path):
+    ids, logged = [], []
+    for seed in (1, 2):
+        cfg = config(*TINY, f"seed={seed}", f"logger.wandb.save_dir={tmp_path}")
+        train(cfg)
+        ids.append(cfg.run_name)
+        logged.append([json.loads(line) for line in (Path(cfg.run_dir) / "history.jsonl").read_text().splitlines()])
+    for seed, name, rows in zip((1, 2), ids, logged, strict=True):
+        (file,) = (tmp_path / "wandb").glob(f"offline-run-*-{name}/*.wandb")
+        found = list(records(file))
+        (run,) = (record.run for record in found if record.HasField("run"))
+        values = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert (run.run_id, run.display_name, run.job_type) == (name, name, "llama")
+        assert (run.run_group, list(run.tags)) == ("sinusoid", ["sinusoid", "ggn"])
+        assert (values["seed"], values["choices"]["curvature"]) == (seed, "ggn")
+        history = [{named(i): json.loads(i.value_json) for i in r.history.item} for r in found if r.HasField("history")]
+        assert len(history) == len(rows) + 1  # and the pictures
+        for got, row in zip(history, rows, strict=False):
+            assert got["trainer/global_step"] == row.pop("step")
+            assert row.items() <= got.items()
+            assert got.get("by_tasks/validation/loss") == row.get("validation/loss")
+        assert [row["tasks_seen"] for row in history if "tasks_seen" in row] == [10, 10, 20, 20]
+        pictures = [value for key, value in history[-1].items() if key.startswith("pictures/fan")]
+        assert pictures
+        assert list(file.parent.glob("files/media/images/pictures/*.png"))
+        axes = {r.metric.name or r.metric.glob_name: r.metric.step_metric for r in found if r.HasField("metric")}
+        assert axes["validation/*"] == "trainer/global_step"
+        assert axes["by_tasks/*"] == "tasks_seen"
+
+
+def test_a_continued_run_is_one_run(config, tmp_path):
+    cfg = config(*TINY, f"logger.wandb.save_dir={tmp_path}")
+    train(cfg)
+    (Path(cfg.run_dir) / "metrics.json").unlink()  # as if killed in the last moment
+    cfg.run_name = None
+    train(cfg)
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    history = [
+        {named(i): json.loads(i.value_json) for i in r.history.item} for r in records(file) if r.HasField("history")
+    ]
+    steps = [row["trainer/global_step"] for row in history if "validation/loss" in row]
+    assert steps == [2, 4]
+
+
+def test_a_logger_that_fails_is_said_once_and_stops_no_training(config, tmp_path, caplog):
+    (tmp_path / "file").write_text("a file where a folder is wanted")
+    cfg = config(*TINY, f"logger.wandb.save_dir={tmp_path}/file")
+    with caplog.at_level(logging.WARNING):
+        train(cfg)
+    assert (Path(cfg.run_dir) / "metrics.json").exists()
+    assert caplog.text.count("logger wandb stopped") == 1
+
+
+def test_a_disk_that_fills_up_stops_no_training(config, caplog, monkeypatch):
+    def full(self, metrics, step=None):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pytorch_lightning.loggers.CSVLogger.log_metrics", full)
+    cfg = config(*TINY, "logger=csv")
+    train(cfg)
+    assert caplog.text.count("No space left on device") == 1
+    assert (Path(cfg.run_dir) / "metrics.json").exists()
+
+
+def test_tensorboard_holds_scores_and_pictures(config):
+    cfg = config(*TINY, "logger=tensorboard")
+    train(cfg)
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = event_accumulator.EventAccumulator(str(Path(cfg.run_dir) / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("validation/loss")] == [2, 4]
+    assert events.Tags()["images"] == ["pictures/fan"]

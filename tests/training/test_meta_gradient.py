@@ -1,0 +1,173 @@
+"""The meta-gradient by chunks, compiled or not, with checkpointed inner steps, is the plain one, in less memory."""
+
+import logging
+import threading
+
+import pytest
+import torch
+from oracles import LiveBytes, assert_equal, conv4, episodes, image_shape, initial, loop_gradient, mlp, task
+from torch.func import grad
+
+from meta_exp.algorithms import LLAMA, MAML
+from meta_exp.curvature import GGN, KFAC
+from meta_exp.likelihoods import Categorical, Gaussian
+from meta_exp.runs.build import build
+from meta_exp.training import meta_gradient
+from meta_exp.training.meta_gradient import MetaGradient
+
+SHORT = ["trainer=smoke", "logger=none", "model.widths=[8,8]", "dataset.meta_batch=6"]
+
+
+def llama(**settings):
+    """LLAMA on a small network, and a function that takes the meta-gradient of seven tasks with given options."""
+    model, likelihood = mlp(outputs=2), Gaussian(0.5)
+    algorithm = LLAMA(
+        model=model, likelihood=likelihood, curvature=GGN(model, (2,), 0.3), inner_lr=0.1, eta=0.5, **settings
+    )
+    batch = episodes(likelihood, (2,), 2, tasks=7)
+    return algorithm, lambda **options: MetaGradient(algorithm, **options)(initial(model), {}, batch)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 7, 100, "auto"])
+def test_chunks_change_nothing_but_rounding(chunk_size):
+    _, take = llama()
+    assert_equal(take(chunk_size=chunk_size), take())
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+def test_checkpointed_steps_on_a_convolutional_network(first_order):
+    """With batch norm, three steps, against the loop over tasks."""
+    model, batch = conv4(), episodes(Categorical(), image_shape("stride"), 3, tasks=2)
+    settings = {"inner_lr": 0.1, "inner_steps": 3, "first_order": first_order}
+    algorithm = MAML(model=model, likelihood=Categorical(), **settings)
+    found = MetaGradient(algorithm, checkpoint_steps=True)(initial(model), {}, batch)[1]
+    assert_equal(found, loop_gradient(algorithm, initial(model), batch))
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+def test_compiled_convolutional_network():
+    """It takes other forms of the convolution when it is compiled."""
+    model, batch = conv4(), episodes(Categorical(), image_shape("stride"), 3, tasks=2)
+    algorithm = MAML(model=model, likelihood=Categorical(), inner_lr=0.1)
+    compiled = MetaGradient(algorithm)
+    compiled.compile()
+    assert_equal(compiled(initial(model), {}, batch), MetaGradient(algorithm)(initial(model), {}, batch))
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.parametrize("curvature", [None, KFAC])
+def test_cores_share_out_a_chunk(curvature, monkeypatch):
+    """Each takes its tasks, in code compiled for one core, and the sum has the tasks' order: the same at each call."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    model, likelihood = mlp(outputs=3), Categorical()
+    settings = {"inner_lr": 0.1, "curvature": curvature and curvature(model, (2,))}
+    algorithm = LLAMA(model=model, likelihood=likelihood, eta=0.5, **settings) if curvature else None
+    algorithm = algorithm or MAML(model=model, likelihood=likelihood, inner_lr=0.1)
+    inputs = initial(model), {}, episodes(likelihood, (2,), 3, tasks=8)
+    shared = MetaGradient(algorithm, chunk_size=4)
+    shared.compile()
+    used, eager = [], MetaGradient(algorithm)(*inputs)
+    assert_equal(shared(*inputs), eager)
+    compiled = shared._of_chunk
+
+    def watched(theta, hyper, part, tasks):
+        used.append((threading.get_ident(), len(part.query.y)))
+        return compiled(theta, hyper, part, tasks)
+
+    shared._of_chunk = watched
+    first, second = shared(*inputs), shared(*inputs)
+    assert_equal(first, eager)
+    assert_equal(first, second, rtol=0, atol=0)
+    assert {size for _, size in used} == {2}
+    assert threading.get_ident() not in dict(used)
+
+
+def test_checkpointed_steps_of_llama():
+    """With what theta and the hyper-parameters add directly: the prior term, sigma and tau."""
+    model, likelihood = mlp(outputs=2), Gaussian(0.5, learned=True)
+    settings = {"inner_lr": 0.1, "inner_steps": 4, "eta": 0.5, "prior_term": True}
+    curvature = GGN(model, (2,), 0.3, learned=True)
+    algorithm = LLAMA(model=model, likelihood=likelihood, curvature=curvature, **settings)
+    inputs = initial(model), algorithm.hyperparameters(), episodes(likelihood, (2,), 2)
+    assert_equal(MetaGradient(algorithm, checkpoint_steps=True)(*inputs), MetaGradient(algorithm)(*inputs))
+
+
+def test_memory():
+    """A graph fewer than torch.func.grad's saves much of the memory, and steps one at a time most of the rest."""
+    model = mlp(outputs=2, widths=(20, 20, 20))
+    algorithm = MAML(model=model, likelihood=Gaussian(), inner_lr=0.1, inner_steps=20)
+    theta, batch = initial(model), episodes(Gaussian(), (2,), 2, tasks=1, support=300, query=300)
+
+    def peak(take):
+        with LiveBytes() as live:
+            take(theta, {}, batch)
+        return live.peak
+
+    def with_a_graph(theta, hyper, batch):
+        return grad(lambda theta: algorithm.objective(theta, hyper, task(batch))[0])(theta)
+
+    plain = peak(MetaGradient(algorithm))
+    assert plain < 0.6 * peak(with_a_graph)
+    assert peak(MetaGradient(algorithm, checkpoint_steps=True)) < plain / 3
+
+
+def test_trial_finds_the_fastest_chunk(monkeypatch, caplog):
+    """With a clock that says four at once are fastest a task, and that more than five do not fit."""
+
+    def clock(function, theta, hyper, batch, tasks):
+        size = len(batch.query.y)
+        if size > 5:
+            raise torch.OutOfMemoryError
+        return {1: 3.0, 2: 4.0, 4: 6.0}[size]
+
+    monkeypatch.setattr(meta_gradient, "_seconds", clock)
+    algorithm, _ = llama()
+    found = MetaGradient(algorithm, chunk_size="auto")
+    assert found.at_once is None
+    with caplog.at_level(logging.INFO):
+        found(initial(algorithm.model), {}, episodes(Gaussian(), (2,), 2, tasks=7))
+    assert found.at_once == 4
+    assert "chunk_size=auto: 4 of 7 tasks at once" in caplog.text
+
+
+def test_a_continued_run_keeps_the_chunk_of_its_trial(config, tmp_path, monkeypatch):
+    """Another trial could find another one, and the last bits of the weights with it."""
+    run = build(config(*SHORT, "chunk_size=auto"))
+    monkeypatch.setattr(meta_gradient, "_seconds", lambda *_: 1.0)  # all are as fast: the largest is
+    run.trainer.fit(run.learner, run.stream)
+    assert run.learner.gradient.chunk_size == 6
+    run.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    monkeypatch.setattr(meta_gradient, "_seconds", lambda *_: pytest.fail("a second trial"))
+    again = build(config(*SHORT, "chunk_size=auto", "trainer.max_steps=6"))
+    again.trainer.fit(again.learner, again.stream, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert again.learner.gradient.chunk_size == 6
+
+
+def test_falls_back_where_the_compiler_is_missing(monkeypatch, caplog):
+    algorithm, take = llama()
+
+    def compile(function, dynamic, options):
+        def broken(*_):
+            raise RuntimeError("no C++ compiler\nand more")
+
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile)
+    found = MetaGradient(algorithm, chunk_size=3)
+    found.prepare(meta_gradient.COMPILE_FROM_STEPS)
+    batch = episodes(Gaussian(0.5), (2,), 2, tasks=7)
+    assert_equal(found(initial(algorithm.model), {}, batch), take(chunk_size=3), rtol=0, atol=0)
+    assert caplog.text.count("torch.compile is not available here (no C++ compiler)") == 1
+    forced = MetaGradient(algorithm, compile=True)
+    forced.prepare(1)
+    with pytest.raises(RuntimeError, match="no C"):
+        forced(initial(algorithm.model), {}, batch)
+
+
+@pytest.mark.parametrize(("compile", "steps"), [(False, 10**6), ("auto", meta_gradient.COMPILE_FROM_STEPS - 1)])
+def test_does_not_compile_where_it_does_not_pay(monkeypatch, compile, steps):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: pytest.fail("compiled"))
+    algorithm, _ = llama()
+    gradient = MetaGradient(algorithm, compile=compile)
+    gradient.prepare(steps)
+    gradient(initial(algorithm.model), {}, episodes(Gaussian(0.5), (2,), 2))
