@@ -95,12 +95,17 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     fits = isinstance(likelihood, Categorical) == family.classes
     require(fits, f"likelihood with {type(family).__name__}", expected, got)
     model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=family.outputs)
-    curvature = (
-        constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape) if cfg.curvature else None
-    )
+    curvature = None
+    if has_curvature(cfg):
+        curvature = constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape)
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
     if isinstance(algorithm, LLAMA):
         cfg.algorithm.eta = algorithm.weight  # the saved config and the dashboards say the number
     keys = ("evaluation_steps", "predictives", "samples", "chunk_size", "compile", "checkpoint_steps")
     learner = from_keys(Learner, cfg, *keys)
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
+
+
+def has_curvature(cfg: DictConfig) -> bool:
+    """Whether a curvature is chosen; keys that an experiment sets for its own are no choice of one."""
+    return cfg.choices.curvature not in (None, "none")

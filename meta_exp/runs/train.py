@@ -27,7 +27,7 @@ from rich.table import Table
 from meta_exp.algorithms import LLAMA
 from meta_exp.files import write_json, write_whole
 from meta_exp.runs import pictures
-from meta_exp.runs.build import Run, build
+from meta_exp.runs.build import Run, build, has_curvature
 from meta_exp.runs.calibration import tune
 from meta_exp.runs.folder import only_writer, refuse_other_config, snapshot
 from meta_exp.runs.provenance import provenance
@@ -168,5 +168,5 @@ def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
 
 
 def _title(cfg: DictConfig, step: int) -> str:
-    curvature = f", curvature {cfg.choices.curvature}" if cfg.curvature else ""
+    curvature = f", curvature {cfg.choices.curvature}" if has_curvature(cfg) else ""
     return f"{cfg.choices.algorithm} on {cfg.choices.dataset}{curvature}, seed {cfg.seed}, step {step}"
