@@ -102,6 +102,10 @@ class Process:
         """What it has said on stderr."""
         return self.files[1].read_text()
 
+    def left(self) -> set[int]:
+        """Return the processes that are left of it and of all that it began, those that have ended aside."""
+        return _family(self.pid, _stats())
+
     def send(self, number: signal.Signals) -> None:
         """Send it, and it alone, a signal."""
         os.kill(self.pid, number)
@@ -197,7 +201,7 @@ class _Watch:
         if now < self.next:
             return ""
         self.next = now + min(1.0, PATIENCE_S / 20)
-        if self.process and self.process.poll() is not None and not _alive(self.pid):
+        if self.process and self.process.poll() is not None and not self.process.left():
             return f"the process ended before, with code {self.process.poll()}"
         # a process that was killed takes its time with it, so that the sum may fall
         before, self.cpu_s = self.cpu_s, _cpu_s(self.pid)
@@ -246,11 +250,6 @@ def _family(pid: int, stats: Mapping[int, tuple[int, int, float]]) -> set[int]:
     return family
 
 
-def _alive(pid: int) -> set[int]:
-    """Return the processes that are left of the session of ``pid``."""
-    return _family(pid, _stats())
-
-
 def _cpu_s(pid: int) -> float:
     """Return the CPU time of a process and all that it began; where the kernel does not tell, it always works."""
     stats = _stats()
@@ -261,14 +260,14 @@ def _last_words(process: Process) -> str:
     """Have a process say where its threads stand, end it, and return all that it said."""
     _send_all(process, signal.SIGABRT)
     until = time.monotonic() + 5
-    while _alive(process.pid) and time.monotonic() < until:
+    while process.left() and time.monotonic() < until:
         time.sleep(0.02)
     _send_all(process, signal.SIGKILL)
     return f"\nstdout:\n{process.stdout[-5000:]}\nstderr:\n{process.stderr[-10000:]}"
 
 
 def _send_all(process: Process, number: signal.Signals) -> None:
-    for member in _alive(process.pid):
+    for member in process.left():
         with suppress(ProcessLookupError):
             os.kill(member, number)
 

@@ -94,7 +94,7 @@ def test_a_search_with_two_jobs_of_joblib_at_a_time_goes_on_after_a_kill(tmp_pat
         wait_for(lambda: len(logged(tmp_path, "step 20 of")) == 2, "step 20 of both jobs", process)
         process.send(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        wait_for(lambda: not alive(process.pid), "its workers to end", process)
+        wait_for(lambda: not process.left(), "its workers to end", process)
     saved = logged(tmp_path, r"step (\d+): saved on SIGTERM")
     result = sweep(tmp_path, *command, after=long)
     assert result.returncode == 0, result.stderr
@@ -107,15 +107,6 @@ def test_a_search_with_two_jobs_of_joblib_at_a_time_goes_on_after_a_kill(tmp_pat
     keys = {"algorithm.inner_lr", "optimizer.lr", "algorithm.eta", "curvature.prior_precision"}
     assert set(found.best_params) == keys
     assert not list(tmp_path.glob("outputs/search_sweep/.sweep-*")), "the board of the killed command is gone"
-
-
-def alive(group: int) -> bool:
-    """Whether a process group has a process left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
