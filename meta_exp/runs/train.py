@@ -29,15 +29,15 @@ from meta_exp.files import write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build
 from meta_exp.runs.calibration import tune
-from meta_exp.runs.folder import only_writer, refuse_other_config, snapshot
+from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import provenance
+from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
 from meta_exp.training.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 TUNED = "prior_precision.json"
-FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
 
 
 def train(cfg: DictConfig) -> float:
@@ -68,7 +68,7 @@ def _main_process() -> bool:
 def _continue(cfg: DictConfig, folder: Path) -> float:
     """Train the run from where it stands, or return the loss of one that is finished."""
     run = build(cfg)
-    config = snapshot(cfg, FORMAT)
+    config = snapshot(cfg)
     refuse_other_config(folder, config)
     result = folder / "metrics.json"
     if result.exists():
