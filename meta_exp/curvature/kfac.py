@@ -33,7 +33,8 @@ from meta_exp.curvature.layerwise import DiagonalPrecision, LayerPrecision, Laye
 from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, pull, squares, with_bias
 from meta_exp.curvature.spectrum import eigenbasis, eigenvalues
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import Affine, couples_points
 from meta_exp.tasks.episode import Examples
