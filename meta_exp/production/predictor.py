@@ -28,7 +28,7 @@ from meta_exp.adaptation import Meta, Noise, Params, adapt
 from meta_exp.config.checks import require
 from meta_exp.curvature import Posterior
 from meta_exp.likelihoods import Gaussian, Likelihood
-from meta_exp.models.norm import couples_points
+from meta_exp.models import couples_points
 from meta_exp.prediction import KINDS, Prediction
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.scoring import metrics
@@ -100,6 +100,7 @@ class Predictor:
         input_shape: of one input.
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
+        coupled: whether a prediction depends on what else is predicted in the same call.
     """
 
     def __init__(self, run: Restored) -> None:
@@ -108,6 +109,7 @@ class Predictor:
         self.input_shape = tuple(run.family.input_shape)
         self.outputs = run.family.outputs
         self.kinds = self.learner.algorithm.predictives
+        self.coupled = couples_points(self.learner.model, self.input_shape)
         mean, std = getattr(run.family, "mean", (0.0,)), getattr(run.family, "std", (1.0,))  # of channels
         self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (mean, std))
 
@@ -283,7 +285,7 @@ class AdaptedTask:
         def predict(x: Tensor, noise: Noise | None) -> Prediction:
             return algorithm.predict(kind, self.theta_i, x, self.meta, self.posterior, noise)
 
-        if not couples_points(algorithm.model):
+        if not self.predictor.coupled:
             outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
             return Prediction(torch.cat(outputs, 1), torch.cat(spread))
         if noise is None:

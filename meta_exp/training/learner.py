@@ -20,7 +20,6 @@ from meta_exp.adaptation import Meta, Noise, Params
 from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import require
 from meta_exp.hyper import Hyper, in_log_space, shown
-from meta_exp.models import refuse_fused_norms
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores, evaluate
@@ -64,7 +63,6 @@ class Learner(LightningModule):
         for kind in predictives:
             require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
         super().__init__()
-        refuse_fused_norms(algorithm.model)
         self.model = algorithm.model
         self.algorithm = algorithm
         self.optimizer = optimizer
