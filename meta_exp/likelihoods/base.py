@@ -4,6 +4,6 @@ Convention: ``loss`` is the mean that the inner loop descends; ``nll`` is the SU
 curvature is that of the sum, with Lambda_n = -d^2 log p(y_n | f_n) / df_n^2.
 """
 
-from torch import Tensor
+from meta_exp.hyper import Hyper
 
-Hyper = dict[str, Tensor]
+__all__ = ["Hyper"]

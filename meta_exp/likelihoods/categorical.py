@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_exp.likelihoods.base import Hyper
+from meta_exp.hyper import Hyper, Learned
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Categorical:
 
     metric = "accuracy"
 
-    def hyperparameters(self) -> Hyper:
+    def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: nothing."""
         return {}
 

@@ -14,12 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp.curvature import Noise
+from meta_exp.adaptation import Noise, adapt, path
 from meta_exp.likelihoods import Gaussian
-from meta_exp.prediction import predict
 from meta_exp.tasks import Episode
 from meta_exp.tasks.stream import EVALUATION_SEED, CurveFamily, TaskFamily, draw_tasks
-from meta_exp.training.learner import Learner
+from meta_exp.training.learner import EVALUATION, Learner
 
 STYLE = Path(__file__).with_name("meta_exp.mplstyle")
 PICTURE_TASKS = 3
@@ -52,9 +51,9 @@ def draw_fan(learner: Learner, family: CurveFamily) -> Figure:
     curves = family.draw_curves(np.random.default_rng(EVALUATION_SEED), PICTURE_TASKS)
     figure, axes = plt.subplots(1, PICTURE_TASKS, figsize=(11, 3.6), sharey=True, layout="constrained")
     curves = tree_map(lambda value: value.to(learner.device), curves)
-    noise = learner.noise(curves, seed=0)
+    noise = learner.draws(curves, seed=0), learner.path_noise(curves, (EVALUATION, 0))
     for task, ax in enumerate(axes):
-        draw_curve(ax, learner, *tree_map_only(Tensor, itemgetter(task), (curves, noise)))
+        draw_curve(ax, learner, *tree_map_only(Tensor, itemgetter(task), (curves, *noise)))
         ax.set_xlabel("x")
     axes[0].set_ylabel("y")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -62,20 +61,20 @@ def draw_fan(learner: Learner, family: CurveFamily) -> Figure:
     return figure
 
 
-def draw_curve(ax: Axes, learner: Learner, episode: Episode, noise: Noise | None = None) -> None:
+def draw_curve(ax: Axes, learner: Learner, episode: Episode, draws: Noise = None, noise: Noise = None) -> None:
     """One task: the truth, the support, predictions before and after adaptation, the band around the last, and draws.
 
     The draws are networks of the posterior, for the ``noise`` of each; they do not stretch the axes.
     """
-    theta, hyper = learner.meta_parameters()
-    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+    meta = learner.meta()._replace(noise=noise)
+    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(meta.hyper)
     assert isinstance(likelihood, Gaussian)
     support, (x, truth) = episode
     steps = learner.evaluation_steps
-    path = algorithm.adapt(theta, support, steps)
-    posterior = algorithm.posterior(path[-1], support, hyper)
+    states = list(path(algorithm, support, meta, steps))
+    posterior = algorithm.posterior(states[-1], support, meta)
     kind = "map" if posterior is None else "linearized"
-    prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior)
+    prediction = algorithm.predict(kind, states[-1], x, meta, posterior)
     mean, sd = prediction.outputs[0, :, 0], (prediction.covariance[:, 0, 0] + likelihood.variance).sqrt()
     grid = _numpy(x[:, 0])
     label = "95 % band" + (" (noise only)" if posterior is None else "")
@@ -85,10 +84,17 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode, noise: Noise | None
     for k, style in {0: ":", 1: "--", steps: "-"}.items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
         color = "C0" if k else "gray"
-        ax.plot(grid, _numpy(algorithm.predict(path[k], x)[:, 0]), style, color=color, lw=1.4, label=name)
+        ax.plot(
+            grid,
+            _numpy(algorithm.predict("map", states[k], x, meta).outputs.mean(0)[:, 0]),
+            style,
+            color=color,
+            lw=1.4,
+            label=name,
+        )
     ax.plot(_numpy(support.x[:, 0]), _numpy(support.y[:, 0]), "o", color="C3", ms=5, label="support points", zorder=5)
     if posterior is not None:
-        drawn = predict("sample", algorithm.predict, path[-1], x, likelihood, posterior, noise).outputs[:DRAWS, :, 0]
+        drawn = algorithm.predict("sample", states[-1], x, meta, posterior, draws).outputs[:DRAWS, :, 0]
         lines = ax.plot(grid, _numpy(drawn).T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
         lines[0].set_label("posterior draws")
     ax.set_title(f"{len(support.x)} support points, MSE over the curve {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
@@ -97,17 +103,14 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode, noise: Noise | None
 def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
     """A classification task: its support images, and query images with the probabilities that each predictive gives."""
     episode = tree_map(lambda value: value.to(learner.device), draw_tasks(family, "test", 0, 1))
-    noise = learner.noise(episode, seed=0)
-    episode, noise = tree_map_only(Tensor, lambda value: value[0], (episode, noise))
-    theta, hyper = learner.meta_parameters()
-    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+    drawn = episode, learner.draws(episode, seed=0), learner.path_noise(episode, (EVALUATION, 0))
+    episode, draws, noise = tree_map_only(Tensor, lambda value: value[0], drawn)
+    algorithm, meta = learner.algorithm, learner.meta()._replace(noise=noise)
     support, query = episode
-    theta_i = algorithm.adapt(theta, support, learner.evaluation_steps)[-1]
-    posterior = algorithm.posterior(theta_i, support, hyper)
+    theta_i = adapt(algorithm, support, meta, learner.evaluation_steps)
+    posterior = algorithm.posterior(theta_i, support, meta)
     probabilities = {
-        kind: predict(kind, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
-        .outputs.softmax(-1)
-        .mean(0)
+        kind: algorithm.predict(kind, theta_i, query.x, meta, posterior, draws).outputs.softmax(-1).mean(0)
         for kind in learner.predictives
     }
     return _episode_figure(support.x, support.y, query.x, query.y, probabilities)
