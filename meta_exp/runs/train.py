@@ -27,7 +27,7 @@ from rich.table import Table
 from meta_exp.algorithms import LLAMA
 from meta_exp.files import write_json, write_whole
 from meta_exp.runs import pictures
-from meta_exp.runs.build import Run, build
+from meta_exp.runs.build import Run, build, resolve
 from meta_exp.runs.calibration import tune
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import provenance
@@ -51,13 +51,21 @@ def train(cfg: DictConfig) -> float:
         FloatingPointError: the objective became infinite or NaN; last.ckpt holds the last good weights.
         SystemExit: a signal asked the process to end; the run is saved.
     """
+    cfg = resolve(cfg)
     keep_freed_memory()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # else the optimizer looks for a driver at each step
+    _set_environment(cfg)
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder) if _main_process() else nullcontext():
         return _continue(cfg, folder)
+
+
+def _set_environment(cfg: DictConfig) -> None:
+    """Set what libraries read at their first use; what is set already stays."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # else the optimizer looks for a driver at each step
+    if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
 
 
 def _main_process() -> bool:

@@ -103,23 +103,17 @@ def test_one_that_was_killed_goes_on_to_the_weights_of_one_that_was_not(tmp_path
 
 
 @pytest.mark.parametrize("name", FINISHED)
-def test_the_same_command_finds_it_finished(name, tmp_path):
+def test_the_same_command_finds_it_finished(name, tmp_path, config):
     """Another is refused, for the key that differs, and not for the names of classes."""
     folder = Path(shutil.copytree(DATA / name, tmp_path / "run"))
-    refuse_other_config(folder, snapshot(compose_run(folder, *overrides(folder), *resolved(folder))))
+    refuse_other_config(folder, snapshot(config(*overrides(folder), run_dir=folder)))
     with pytest.raises(Refused, match=r"was begun with, got seed=0, now 7; give"):
-        refuse_other_config(folder, snapshot(compose_run(folder, *overrides(folder), *resolved(folder), "seed=7")))
+        refuse_other_config(folder, snapshot(config(*overrides(folder), "seed=7", run_dir=folder)))
 
 
-def resolved(folder):
-    """What a training finds out before it compares configs."""
-    eta = OmegaConf.select(OmegaConf.load(folder / "config.yaml"), "algorithm.eta")
-    return [] if eta is None else [f"algorithm.eta={eta}"]
-
-
-def test_it_is_grouped_with_runs_of_today(tmp_path):
+def test_it_is_grouped_with_runs_of_today(tmp_path, config):
     old = DATA / "sinusoid_llama"
-    (tmp_path / "config.yaml").write_text(snapshot(compose_run(tmp_path, *overrides(old), *resolved(old))))
+    (tmp_path / "config.yaml").write_text(snapshot(config(*overrides(old), run_dir=tmp_path)))
     keys = [flatten(OmegaConf.to_container(load_config(folder))) for folder in (old, tmp_path)]
     assert [key for key in {*keys[0], *keys[1]} if is_identity(key) and keys[0].get(key) != keys[1].get(key)] == []
 
