@@ -115,4 +115,4 @@ def criterion_of(
         prior = algorithm.curvature.prior_term(theta_i, theta, hyper).double()
         return (nll + prior + posterior.log_det_ratio() / 2) / len(support.y)
     prediction = predict(criterion, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
-    return -likelihood.log_predictive(*prediction, query.y).double().mean()
+    return -likelihood.predictive(*prediction).log_prob(query.y).double().mean()

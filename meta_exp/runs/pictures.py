@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from meta_exp.curvature import Noise
-from meta_exp.likelihoods import Gaussian
+from meta_exp.likelihoods import Likelihood
+from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive
 from meta_exp.prediction import predict
 from meta_exp.tasks import Episode
 from meta_exp.tasks.stream import EVALUATION_SEED, CurveFamily, TaskFamily, draw_tasks
@@ -69,29 +70,38 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode, noise: Noise | None
     """
     theta, hyper = learner.meta_parameters()
     algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
-    assert isinstance(likelihood, Gaussian)
     support, (x, truth) = episode
     steps = learner.evaluation_steps
     path = algorithm.adapt(theta, support, steps)
     posterior = algorithm.posterior(path[-1], support, hyper)
     kind = "map" if posterior is None else "linearized"
-    prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior)
-    mean, sd = prediction.outputs[0, :, 0], (prediction.covariance[:, 0, 0] + likelihood.variance).sqrt()
+    prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior, noise)
+    predictive = likelihood.predictive(*prediction)
+    assert isinstance(predictive, NumberPredictive)
+    mean, (lower, upper) = predictive.mean[:, 0], predictive.interval(0.95)
     grid = _numpy(x[:, 0])
     label = "95 % band" + (" (noise only)" if posterior is None else "")
-    low, high = _numpy(mean - 1.96 * sd), _numpy(mean + 1.96 * sd)
+    low, high = _numpy(lower[:, 0]), _numpy(upper[:, 0])
     ax.fill_between(grid, low, high, color="C0", alpha=0.18, lw=0, label=label)
     ax.plot(grid, _numpy(truth[:, 0]), color="black", lw=1.2, label="true curve")
     for k, style in {0: ":", 1: "--", steps: "-"}.items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
         color = "C0" if k else "gray"
-        ax.plot(grid, _numpy(algorithm.predict(path[k], x)[:, 0]), style, color=color, lw=1.4, label=name)
+        ax.plot(grid, _numpy(_mean(likelihood, algorithm.predict(path[k], x))), style, color=color, lw=1.4, label=name)
     ax.plot(_numpy(support.x[:, 0]), _numpy(support.y[:, 0]), "o", color="C3", ms=5, label="support points", zorder=5)
     if posterior is not None:
-        drawn = predict("sample", algorithm.predict, path[-1], x, likelihood, posterior, noise).outputs[:DRAWS, :, 0]
-        lines = ax.plot(grid, _numpy(drawn).T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
+        drawn = predict("sample", algorithm.predict, path[-1], x, likelihood, posterior, noise).outputs[:DRAWS]
+        curves = torch.stack([_mean(likelihood, outputs) for outputs in drawn])
+        lines = ax.plot(grid, _numpy(curves).T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
         lines[0].set_label("posterior draws")
     ax.set_title(f"{len(support.x)} support points, MSE over the curve {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
+
+
+def _mean(likelihood: Likelihood, outputs: Tensor) -> Tensor:
+    """The mean [M] of y that one network's outputs [M, C] give."""
+    predictive = likelihood.plug_in(outputs)
+    assert isinstance(predictive, NumberPredictive)
+    return predictive.mean[:, 0]
 
 
 def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
@@ -104,12 +114,12 @@ def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
     support, query = episode
     theta_i = algorithm.adapt(theta, support, learner.evaluation_steps)[-1]
     posterior = algorithm.posterior(theta_i, support, hyper)
-    probabilities = {
-        kind: predict(kind, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
-        .outputs.softmax(-1)
-        .mean(0)
-        for kind in learner.predictives
-    }
+    probabilities = {}
+    for kind in learner.predictives:
+        prediction = predict(kind, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
+        predictive = likelihood.predictive(*prediction)
+        assert isinstance(predictive, ClassPredictive)
+        probabilities[kind] = predictive.probabilities
     return _episode_figure(support.x, support.y, query.x, query.y, probabilities)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from meta_exp.adaptation import Params
 from meta_exp.algorithms import MAML
 from meta_exp.curvature import Noise
-from meta_exp.likelihoods import Gaussian, Hyper
+from meta_exp.likelihoods import Hyper
 from meta_exp.prediction import predict
 from meta_exp.scoring import metrics
 from meta_exp.tasks.episode import Episode
@@ -42,9 +42,9 @@ def evaluate(
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
-        ``<predictive>/<score>`` with the scores of ``metrics``; where there is curvature ``log_det``, its floor in a
+        ``<predictive>/<score>`` with the scores of ``Predictive`` and of ``metrics``; where there is curvature ``log_det``, its floor in a
         network that has collapsed, and the posterior's diagnostics. Pooled: ``<predictive>/<histogram>``, with those of
-        ``metrics`` and, for ``foreign`` images, ``entropy`` [2, 20]: points of the task and foreign ones by entropy.
+        ``Predictive`` and, for ``foreign`` images, ``entropy`` [2, 20]: points of the task and foreign ones by entropy.
     """
     likelihood = algorithm.likelihood.at(hyper)
     support, query = episode
@@ -52,7 +52,7 @@ def evaluate(
     outputs = [algorithm.predict(params, query.x) for params in path]
     each = {"loss": likelihood.loss(outputs[-1], query.y)}
     for k, output in enumerate(outputs):
-        each[f"map/{likelihood.metric}_step_{k}"] = likelihood.score(output[None], query.y).mean()
+        each[f"map/{likelihood.metric}_step_{k}"] = likelihood.plug_in(output).score(query.y).mean()
     posterior = algorithm.posterior(path[-1], support, hyper)
     if posterior is not None:
         assert algorithm.curvature is not None
@@ -63,14 +63,15 @@ def evaluate(
     pooled: dict[str, Tensor] = {}
     for kind in predictives:
         prediction = predict(kind, algorithm.predict, path[-1], query.x, likelihood, posterior, noise)
-        scores = metrics.task_scores(prediction, query.y, likelihood)
-        histograms = metrics.task_histograms(prediction, query.y, likelihood)
-        doubt = metrics.uncertainty(prediction, likelihood)
-        if isinstance(likelihood, Gaussian):
+        predictive = likelihood.predictive(*prediction)
+        scores, histograms = predictive.scores(query.y), predictive.histograms(query.y)
+        doubt = predictive.uncertainty()
+        if likelihood.targets != "classes":
             scores["auroc"] = metrics.auroc(doubt, beyond_support(episode))
         elif foreign is not None:
             other = predict(kind, algorithm.predict, path[-1], foreign.x, likelihood, posterior, noise)
-            detection = metrics.foreign_detection(doubt, metrics.uncertainty(other, likelihood), foreign.foreign)
+            other_doubt = likelihood.predictive(*other).uncertainty()
+            detection = metrics.foreign_detection(doubt, other_doubt, foreign.foreign)
             scores["auroc"], histograms["entropy"] = detection
         each |= {f"{kind}/{name}": value for name, value in scores.items()}
         pooled |= {f"{kind}/{name}": value for name, value in histograms.items()}
