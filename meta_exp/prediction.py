@@ -2,7 +2,7 @@ r"""Predictive distributions of an adapted task, from its posterior N(theta_i, H
 
     map         f(x; theta_i)                                         the network as adapted
     sample      f(x; phi_s),  phi_s ~ N(theta_i, H^-1)                S networks; S = 1 is LLAMA's rule for production
-    linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, S draws of outputs else
+    linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, else S draws
 
 Every kind gives the same thing, S draws of outputs with a covariance around each, so that the likelihood averages them
 in the right space: probabilities for classes, a mixture of densities for regression.

@@ -42,9 +42,10 @@ def evaluate(
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
-        ``<predictive>/<score>`` with the scores of ``Predictive`` and of ``metrics``; where there is curvature ``log_det``, its floor in a
-        network that has collapsed, and the posterior's diagnostics. Pooled: ``<predictive>/<histogram>``, with those of
-        ``Predictive`` and, for ``foreign`` images, ``entropy`` [2, 20]: points of the task and foreign ones by entropy.
+        ``<predictive>/<score>`` with the predictive's own scores and ``auroc``; where there is curvature ``log_det``,
+        its floor in a network that has collapsed, and the posterior's diagnostics. Pooled:
+        ``<predictive>/<histogram>``, with the predictive's own and, for ``foreign`` images, ``entropy`` [2, 20]: points
+        of the task and foreign ones by entropy.
     """
     likelihood = algorithm.likelihood.at(hyper)
     support, query = episode
