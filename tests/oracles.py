@@ -15,6 +15,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from meta_exp.adaptation import Meta, adapt, path
 from meta_exp.algorithms import LLAMA
 from meta_exp.curvature import KFAC, Diagonal, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Poisson
@@ -95,7 +96,23 @@ def task(batch, i=0):
 
 def vmapped_gradient(algorithm, theta, batch, hyper=None):
     """The gradient in theta that training takes."""
-    return MetaGradient(algorithm)(theta, hyper or {}, batch)[1]
+    return MetaGradient(algorithm)(Meta(theta, hyper or {}), batch)[1]
+
+
+def objective_of(algorithm, theta, hyper, episode):
+    """The objective of one task, and its logs, as a function of theta and the hyper-parameters."""
+    meta = Meta(theta, hyper)
+    return algorithm.objective(list(path(algorithm, episode.support, meta, algorithm.inner_steps)), episode, meta)
+
+
+def adapted(algorithm, theta, support, steps):
+    """theta_i after ``steps`` steps."""
+    return adapt(algorithm, support, Meta(theta, {}), steps)
+
+
+def starts(learned):
+    """The tensors of learned values as training begins with them."""
+    return {name: entry.start for name, entry in learned.items()}
 
 
 # The loop: torch.autograd alone

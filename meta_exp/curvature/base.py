@@ -5,18 +5,17 @@ gives the posterior N(theta_i, H^-1) of one task. tau is fixed, or learned with 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from meta_exp.adaptation import Params
+from meta_exp.adaptation import Noise, Params
 from meta_exp.config.checks import require
 from meta_exp.curvature.taps import Taps
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper, Learned, in_log_space
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
-
-Noise = Any  # a pytree of standard normal draws; each structure has its own
 
 
 class Posterior(ABC):
@@ -73,9 +72,9 @@ class Curvature(ABC):
         """
         return {name: draw_normal(generator, (*shape, *theta[name].shape), theta) for name in self.parameter_names}
 
-    def hyperparameters(self) -> Hyper:
-        """Return what is learned beside theta, in log space."""
-        return {"log_prior_precision": torch.tensor(float(self.prior_precision)).log()} if self.learned else {}
+    def hyperparameters(self) -> dict[str, Learned]:
+        """Return what is learned beside theta: tau, in log space."""
+        return in_log_space("prior_precision", self.prior_precision) if self.learned else {}
 
     def tau(self, hyper: Hyper) -> Tensor:
         """Return the prior precision: that of ``hyper``, learned or tuned, or else the fixed one."""

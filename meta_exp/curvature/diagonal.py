@@ -16,7 +16,8 @@ from meta_exp.curvature.base import Curvature
 from meta_exp.curvature.layerwise import DiagonalPrecision, LayerwisePosterior
 from meta_exp.curvature.rows import jacobian_rows
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from meta_exp.adaptation import Params
 from meta_exp.curvature.base import Curvature, Posterior, draw_normal
 from meta_exp.curvature.rows import Directions, Rows, identity_directions, to_matrix, to_params
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
 

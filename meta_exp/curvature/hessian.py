@@ -19,7 +19,8 @@ from meta_exp.config.checks import require
 from meta_exp.curvature.base import Curvature, Posterior
 from meta_exp.curvature.spectrum import eigh
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
 

@@ -21,7 +21,7 @@ from torch.func import vmap
 
 from meta_exp.adaptation import Params
 from meta_exp.curvature.taps import Layers, Pullback, Taps
-from meta_exp.models.norm import Affine, couples_points
+from meta_exp.models.norm import Affine
 
 
 @dataclass(frozen=True)
@@ -131,9 +131,8 @@ def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions)
     on every input) it takes N K passes over the whole set, exact and dear.
     """
     outputs, inputs, pullback = taps.linearize(params, x)
-    coupled = couples_points(taps.model)
-    gradients = pull(pullback, cotangents(directions(outputs), coupled))
-    return {name: layer_rows(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()}
+    gradients = pull(pullback, cotangents(directions(outputs), taps.coupled))
+    return {name: layer_rows(layer, inputs[name], gradients[name], taps.coupled) for name, layer in taps.layers.items()}
 
 
 def pull(pullback: Pullback, along: Tensor) -> Layers:

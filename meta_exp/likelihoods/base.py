@@ -11,9 +11,9 @@ from typing import ClassVar, Literal, Self
 
 from torch import Tensor
 
+from meta_exp.hyper import Hyper, Learned
 from meta_exp.likelihoods.predictive import Predictive
 
-Hyper = dict[str, Tensor]
 Targets = Literal["numbers", "counts", "classes"]
 
 
@@ -37,7 +37,7 @@ class Likelihood(ABC):
     def outputs_for(self, dimensions: int) -> int:
         """How many outputs C of a network a target of that many dimensions, or that many classes, needs."""
 
-    def hyperparameters(self) -> Hyper:
+    def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: nothing."""
         return {}
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from meta_exp.config.checks import require
-from meta_exp.likelihoods.base import Hyper, Likelihood
+from meta_exp.hyper import Hyper, Learned, in_log_space
+from meta_exp.likelihoods.base import Likelihood
 from meta_exp.likelihoods.predictive import NumberPredictive, bisect
 
 
@@ -37,9 +38,9 @@ class Gaussian(Likelihood):
         """A mean for each dimension."""
         return dimensions
 
-    def hyperparameters(self) -> Hyper:
-        """Return what is learned beside theta, in log space."""
-        return {"log_sigma_noise": torch.tensor(float(self.sigma_noise)).log()} if self.learned else {}
+    def hyperparameters(self) -> dict[str, Learned]:
+        """Return what is learned beside theta: sigma, in log space."""
+        return in_log_space("sigma_noise", self.sigma_noise) if self.learned else {}
 
     def at(self, hyper: Hyper) -> Self:
         """Return this likelihood with the noise that ``hyper`` holds."""

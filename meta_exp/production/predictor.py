@@ -22,20 +22,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp import prediction
-from meta_exp.adaptation import Params
+from meta_exp.adaptation import Meta, Noise, Params, adapt
 from meta_exp.config.checks import require
-from meta_exp.curvature import Noise, Posterior
+from meta_exp.curvature import Posterior
 from meta_exp.likelihoods import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
-from meta_exp.models.norm import couples_points
+from meta_exp.models import couples_points
 from meta_exp.prediction import KINDS, Prediction
 from meta_exp.runs.restore import Restored, open_run
-from meta_exp.tasks.episode import Examples
+from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import read_images
-from meta_exp.training.learner import Learner
+from meta_exp.training.learner import EVALUATION, Learner
 
 Array = Any  # a NumPy array or a tensor, whichever was given
 POINTS = 1000  # predicted at once, where points are independent; bounds the memory
@@ -103,6 +102,7 @@ class Predictor:
         input_shape: of one input.
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
+        coupled: whether a prediction depends on what else is predicted in the same call.
     """
 
     def __init__(self, run: Restored) -> None:
@@ -110,7 +110,8 @@ class Predictor:
         self.classifies = run.family.classes
         self.input_shape = tuple(run.family.input_shape)
         self.outputs = run.family.outputs
-        self.kinds = KINDS if self.learner.algorithm.curvature else ("map",)
+        self.kinds = self.learner.algorithm.predictives
+        self.coupled = couples_points(self.learner.model, self.input_shape)
         mean, std = getattr(run.family, "mean", (0.0,)), getattr(run.family, "std", (1.0,))  # of channels
         self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (mean, std))
 
@@ -136,15 +137,17 @@ class Predictor:
         targets, classes = self._labels(y) if self.classifies else (self._targets(y), None)
         require(len(inputs) == len(targets), "y", f"{len(inputs)} targets, one for each x", len(targets))
         algorithm, support = self.learner.algorithm, Examples(inputs, targets)
-        theta, hyper = self.learner.meta_parameters()
+        batch = Episode(*(Examples(inputs[None], targets[None]),) * 2)
+        noise = tree_map_only(Tensor, lambda z: z[0], self.learner.path_noise(batch, (EVALUATION, 0)))
+        meta = self.learner.meta()._replace(noise=noise)
         with torch.no_grad():
-            theta_i = algorithm.adapt(theta, support, int(steps))[-1]
+            theta_i = adapt(algorithm, support, meta, int(steps))
             finite = all(value.isfinite().all() for value in theta_i.values())
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
             require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
-            posterior = algorithm.posterior(theta_i, support, hyper)
+            posterior = algorithm.posterior(theta_i, support, meta)
         flat = classes is None and np.ndim(y) == 1
-        return AdaptedTask(self, theta_i, posterior, algorithm.likelihood.at(hyper), len(inputs), classes, flat)
+        return AdaptedTask(self, theta_i, posterior, meta, len(inputs), classes, flat)
 
     def inputs(self, x: Array) -> Tensor:
         """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
@@ -220,7 +223,7 @@ class AdaptedTask:
     predictor: Predictor
     theta_i: Params
     posterior: Posterior | None
-    likelihood: Likelihood
+    meta: Meta
     points: int
     classes_: Array | None
     flat: bool  # y was given as [n]
@@ -265,6 +268,11 @@ class AdaptedTask:
         drawn = [{name: self.theta_i[name] + value for name, value in delta.items()} for delta in deltas]
         return [Network(self, self.theta_i | params) for params in drawn]
 
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the task's targets, with what was learned for it."""
+        return self.predictor.learner.algorithm.likelihood.at(self.meta.hyper)
+
     def _check_posterior(self, key: str, needed: bool) -> None:
         remedy = 'give it one after the fact: meta_exp.load(run, ["curvature=last_layer"])'
         remedy += ", on the command line curvature=last_layer"
@@ -273,9 +281,8 @@ class AdaptedTask:
     def _noise(self, samples: int, generator: torch.Generator | None) -> Noise:
         require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
         generator = generator or torch.Generator().manual_seed(0)
-        curvature = self.predictor.learner.algorithm.curvature
-        assert curvature is not None
-        noise = curvature.noise(generator, (int(samples),), self.theta_i, self.points, self.likelihood)
+        algorithm = self.predictor.learner.algorithm
+        noise = algorithm.draws(generator, (int(samples),), self.meta.theta, self.points)
         return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
     def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
@@ -283,9 +290,9 @@ class AdaptedTask:
         algorithm = self.predictor.learner.algorithm
 
         def predict(x: Tensor, noise: Noise | None) -> Prediction:
-            return prediction.predict(kind, algorithm.predict, self.theta_i, x, self.likelihood, self.posterior, noise)
+            return algorithm.predict(kind, self.theta_i, x, self.meta, self.posterior, noise)
 
-        if not couples_points(algorithm.model):
+        if not self.predictor.coupled:
             outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
             return Prediction(torch.cat(outputs, 1), torch.cat(spread))
         if noise is None:
@@ -334,7 +341,7 @@ class Network:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
         inputs = self.task.predictor.inputs(x)
         with torch.no_grad():
-            outputs = self.task.predictor.learner.algorithm.predict(self.params, inputs)
+            outputs = self.task.predictor.learner.algorithm.network(self.params, inputs)
             return self.task._answer(outputs, x)
 
 

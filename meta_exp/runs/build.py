@@ -16,6 +16,7 @@ from meta_exp import likelihoods
 from meta_exp.algorithms import LLAMA
 from meta_exp.config.checks import require
 from meta_exp.config.schema import constructor, from_keys
+from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
 from meta_exp.runs.calibration import check_criterion
 from meta_exp.runs.names import run_name
 from meta_exp.tasks.stream import TaskFamily
@@ -94,6 +95,8 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     _check_fit(likelihood, family)
     outputs = likelihood.outputs_for(family.outputs)
     model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
+    refuse_repeated_layers(model)
+    refuse_fused_norms(model, family.input_shape)
     curvature = (
         constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape) if cfg.curvature else None
     )

@@ -14,13 +14,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp.curvature import Noise
-from meta_exp.likelihoods import Likelihood
-from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive
-from meta_exp.prediction import predict
+from meta_exp.adaptation import Noise, adapt, path
+from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.tasks import Episode
 from meta_exp.tasks.stream import EVALUATION_SEED, CurveFamily, TaskFamily, draw_tasks
-from meta_exp.training.learner import Learner
+from meta_exp.training.learner import EVALUATION, Learner
 
 STYLE = Path(__file__).with_name("meta_exp.mplstyle")
 PICTURE_TASKS = 3
@@ -53,9 +51,9 @@ def draw_fan(learner: Learner, family: CurveFamily) -> Figure:
     curves = family.draw_curves(np.random.default_rng(EVALUATION_SEED), PICTURE_TASKS)
     figure, axes = plt.subplots(1, PICTURE_TASKS, figsize=(11, 3.6), sharey=True, layout="constrained")
     curves = tree_map(lambda value: value.to(learner.device), curves)
-    noise = learner.noise(curves, seed=0)
+    noise = learner.draws(curves, seed=0), learner.path_noise(curves, (EVALUATION, 0))
     for task, ax in enumerate(axes):
-        draw_curve(ax, learner, *tree_map_only(Tensor, itemgetter(task), (curves, noise)))
+        draw_curve(ax, learner, *tree_map_only(Tensor, itemgetter(task), (curves, *noise)))
         ax.set_xlabel("x")
     axes[0].set_ylabel("y")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -63,20 +61,19 @@ def draw_fan(learner: Learner, family: CurveFamily) -> Figure:
     return figure
 
 
-def draw_curve(ax: Axes, learner: Learner, episode: Episode, noise: Noise | None = None) -> None:
+def draw_curve(ax: Axes, learner: Learner, episode: Episode, draws: Noise = None, noise: Noise = None) -> None:
     """One task: the truth, the support, predictions before and after adaptation, the band around the last, and draws.
 
     The draws are networks of the posterior, for the ``noise`` of each; they do not stretch the axes.
     """
-    theta, hyper = learner.meta_parameters()
-    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+    meta = learner.meta()._replace(noise=noise)
+    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(meta.hyper)
     support, (x, truth) = episode
     steps = learner.evaluation_steps
-    path = algorithm.adapt(theta, support, steps)
-    posterior = algorithm.posterior(path[-1], support, hyper)
+    states = list(path(algorithm, support, meta, steps))
+    posterior = algorithm.posterior(states[-1], support, meta)
     kind = "map" if posterior is None else "linearized"
-    prediction = predict(kind, algorithm.predict, path[-1], x, likelihood, posterior, noise)
-    predictive = likelihood.predictive(*prediction)
+    predictive = likelihood.predictive(*algorithm.predict(kind, states[-1], x, meta, posterior, draws))
     assert isinstance(predictive, NumberPredictive)
     mean, (lower, upper) = predictive.mean[:, 0], predictive.interval(0.95)
     grid = _numpy(x[:, 0])
@@ -87,37 +84,36 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode, noise: Noise | None
     for k, style in {0: ":", 1: "--", steps: "-"}.items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
         color = "C0" if k else "gray"
-        ax.plot(grid, _numpy(_mean(likelihood, algorithm.predict(path[k], x))), style, color=color, lw=1.4, label=name)
+        at_k = likelihood.predictive(*algorithm.predict("map", states[k], x, meta))
+        ax.plot(grid, _mean(at_k), style, color=color, lw=1.4, label=name)
     ax.plot(_numpy(support.x[:, 0]), _numpy(support.y[:, 0]), "o", color="C3", ms=5, label="support points", zorder=5)
     if posterior is not None:
-        drawn = predict("sample", algorithm.predict, path[-1], x, likelihood, posterior, noise).outputs[:DRAWS]
-        curves = torch.stack([_mean(likelihood, outputs) for outputs in drawn])
-        lines = ax.plot(grid, _numpy(curves).T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
+        drawn = algorithm.predict("sample", states[-1], x, meta, posterior, draws).outputs[:DRAWS]
+        curves = np.stack([_mean(likelihood.plug_in(outputs)) for outputs in drawn])
+        lines = ax.plot(grid, curves.T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
         lines[0].set_label("posterior draws")
     ax.set_title(f"{len(support.x)} support points, MSE over the curve {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
 
 
-def _mean(likelihood: Likelihood, outputs: Tensor) -> Tensor:
-    """The mean [M] of y that one network's outputs [M, C] give."""
-    predictive = likelihood.plug_in(outputs)
+def _mean(predictive: Predictive) -> np.ndarray:
+    """The mean [M] of y."""
     assert isinstance(predictive, NumberPredictive)
-    return predictive.mean[:, 0]
+    return _numpy(predictive.mean[:, 0])
 
 
 def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
     """A classification task: its support images, and query images with the probabilities that each predictive gives."""
     episode = tree_map(lambda value: value.to(learner.device), draw_tasks(family, "test", 0, 1))
-    noise = learner.noise(episode, seed=0)
-    episode, noise = tree_map_only(Tensor, lambda value: value[0], (episode, noise))
-    theta, hyper = learner.meta_parameters()
-    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+    drawn = episode, learner.draws(episode, seed=0), learner.path_noise(episode, (EVALUATION, 0))
+    episode, draws, noise = tree_map_only(Tensor, lambda value: value[0], drawn)
+    algorithm, meta = learner.algorithm, learner.meta()._replace(noise=noise)
     support, query = episode
-    theta_i = algorithm.adapt(theta, support, learner.evaluation_steps)[-1]
-    posterior = algorithm.posterior(theta_i, support, hyper)
+    likelihood = algorithm.likelihood.at(meta.hyper)
+    theta_i = adapt(algorithm, support, meta, learner.evaluation_steps)
+    posterior = algorithm.posterior(theta_i, support, meta)
     probabilities = {}
     for kind in learner.predictives:
-        prediction = predict(kind, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
-        predictive = likelihood.predictive(*prediction)
+        predictive = likelihood.predictive(*algorithm.predict(kind, theta_i, query.x, meta, posterior, draws))
         assert isinstance(predictive, ClassPredictive)
         probabilities[kind] = predictive.probabilities
     return _episode_figure(support.x, support.y, query.x, query.y, probabilities)

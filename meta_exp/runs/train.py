@@ -133,7 +133,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "validation/loss": run.best.score,
         **scores,
-        **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
+        **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": run.progress.training_s,

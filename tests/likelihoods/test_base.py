@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from oracles import assert_equal
+from oracles import assert_equal, starts
 from torch import distributions
 from torch.func import grad, jacrev, vmap
 
@@ -112,7 +112,7 @@ def test_categorical_log_predictive(targets):
 def test_hyperparameters():
     """Only a learned noise is a hyper-parameter; ``at`` puts it in place."""
     assert Gaussian(0.5).hyperparameters() == {} == Categorical().hyperparameters()
-    hyper = Gaussian(0.5, learned=True).hyperparameters()
+    hyper = starts(Gaussian(0.5, learned=True).hyperparameters())
     torch.testing.assert_close(Gaussian(9.0, learned=True).at(hyper).sigma_noise, torch.tensor(0.5))
     assert Gaussian(0.5).at({}) == Gaussian(0.5)
 
