@@ -2,10 +2,10 @@ r"""Predictive distributions of an adapted task, from its posterior N(theta_i, H
 
     map         f(x; theta_i)                                         the network as adapted
     sample      f(x; phi_s),  phi_s ~ N(theta_i, H^-1)                S networks; S = 1 is LLAMA's rule for production
-    linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, S draws of logits else
+    linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, else S draws
 
 Every kind gives the same thing, S draws of outputs with a covariance around each, so that the likelihood averages them
-in the right space: probabilities for classes, a mixture of Gaussians for regression.
+in the right space: probabilities for classes, a mixture of densities for regression.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from torch.func import jvp, vmap
 
 from meta_exp.adaptation import Params
 from meta_exp.curvature import Noise, Posterior
-from meta_exp.likelihoods import Gaussian, Likelihood
+from meta_exp.likelihoods import Likelihood
 
 KINDS = ("map", "sample", "linearized")
 Network = Callable[[Params, Tensor], Tensor]
@@ -54,7 +54,7 @@ def predict(
     if kind == "map":
         return Prediction(mean[None], no_covariance)
     assert posterior is not None
-    if kind == "linearized" and isinstance(likelihood, Gaussian):
+    if kind == "linearized" and likelihood.closed_form:
         return Prediction(mean[None], posterior.functional_variance(x).to(mean.dtype))
 
     def draw(noise: Noise) -> Tensor:

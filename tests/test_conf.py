@@ -16,6 +16,7 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "curvature=none": ["algorithm=maml"],
     "model=conv4": ["dataset=omniglot"],
     "likelihood=categorical": ["dataset=omniglot"],
+    "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
 }
 
 

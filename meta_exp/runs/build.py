@@ -14,9 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from meta_exp import likelihoods
 from meta_exp.config.checks import require
 from meta_exp.config.schema import constructor, from_keys
-from meta_exp.likelihoods import Categorical
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
 from meta_exp.runs.calibration import check_criterion
 from meta_exp.runs.names import run_name
@@ -104,10 +104,9 @@ def build(cfg: DictConfig) -> Run:
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     """Build the model with its likelihood, curvature and algorithm."""
     likelihood = constructor(cfg.likelihood, "likelihood")()
-    expected, got = ("categorical", "gaussian") if family.classes else ("gaussian", "categorical")
-    fits = isinstance(likelihood, Categorical) == family.classes
-    require(fits, f"likelihood with {type(family).__name__}", expected, got)
-    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=family.outputs)
+    _check_fit(likelihood, family)
+    outputs = likelihood.outputs_for(family.outputs)
+    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
     refuse_fused_norms(model, family.input_shape)
     curvature = (
@@ -117,3 +116,22 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     keys = ("evaluation_steps", "predictives", "samples", "chunk_size", "compile", "checkpoint_steps")
     learner = from_keys(Learner, cfg, *keys)
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
+
+
+def _check_fit(likelihood: likelihoods.Likelihood, family: TaskFamily) -> None:
+    """Raise ValueError where the family's targets are not those of the likelihood; counts are numbers too.
+
+    A family of counts says so by ``targets = "counts"``.
+    """
+    given = getattr(family, "targets", "classes" if family.classes else "numbers")
+    taken = {given} | ({"numbers"} if given == "counts" else set())
+    known = [kind for kind in vars(likelihoods).values() if isinstance(kind, type) and hasattr(kind, "targets")]
+    expected = ", ".join(sorted(_option(kind) for kind in known if kind.targets in taken))
+    remedy = f"the data set's targets are {given}"
+    key = f"likelihood with {type(family).__name__}"
+    require(likelihood.targets in taken, key, expected, _option(type(likelihood)), remedy)
+
+
+def _option(likelihood: type) -> str:
+    """Return the name that a likelihood has in conf/, which is its file's."""
+    return likelihood.__module__.rpartition(".")[2]

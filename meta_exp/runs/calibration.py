@@ -113,4 +113,4 @@ def criterion_of(
         prior = algorithm.curvature.prior_term(theta_i, meta.theta, meta.hyper).double()
         return (nll + prior + posterior.log_det_ratio() / 2) / len(support.y)
     prediction = algorithm.predict(criterion, theta_i, query.x, meta, posterior, draws)
-    return -likelihood.log_predictive(*prediction, query.y).double().mean()
+    return -likelihood.predictive(*prediction).log_prob(query.y).double().mean()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from meta_exp.adaptation import Noise, adapt, path
-from meta_exp.likelihoods import Gaussian
+from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.tasks import Episode
 from meta_exp.tasks.stream import EVALUATION_SEED, CurveFamily, TaskFamily, draw_tasks
 from meta_exp.training.learner import EVALUATION, Learner
@@ -68,36 +68,37 @@ def draw_curve(ax: Axes, learner: Learner, episode: Episode, draws: Noise = None
     """
     meta = learner.meta()._replace(noise=noise)
     algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(meta.hyper)
-    assert isinstance(likelihood, Gaussian)
     support, (x, truth) = episode
     steps = learner.evaluation_steps
     states = list(path(algorithm, support, meta, steps))
     posterior = algorithm.posterior(states[-1], support, meta)
     kind = "map" if posterior is None else "linearized"
-    prediction = algorithm.predict(kind, states[-1], x, meta, posterior)
-    mean, sd = prediction.outputs[0, :, 0], (prediction.covariance[:, 0, 0] + likelihood.variance).sqrt()
+    predictive = likelihood.predictive(*algorithm.predict(kind, states[-1], x, meta, posterior, draws))
+    assert isinstance(predictive, NumberPredictive)
+    mean, (lower, upper) = predictive.mean[:, 0], predictive.interval(0.95)
     grid = _numpy(x[:, 0])
     label = "95 % band" + (" (noise only)" if posterior is None else "")
-    low, high = _numpy(mean - 1.96 * sd), _numpy(mean + 1.96 * sd)
+    low, high = _numpy(lower[:, 0]), _numpy(upper[:, 0])
     ax.fill_between(grid, low, high, color="C0", alpha=0.18, lw=0, label=label)
     ax.plot(grid, _numpy(truth[:, 0]), color="black", lw=1.2, label="true curve")
     for k, style in {0: ":", 1: "--", steps: "-"}.items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
         color = "C0" if k else "gray"
-        ax.plot(
-            grid,
-            _numpy(algorithm.predict("map", states[k], x, meta).outputs.mean(0)[:, 0]),
-            style,
-            color=color,
-            lw=1.4,
-            label=name,
-        )
+        at_k = likelihood.predictive(*algorithm.predict("map", states[k], x, meta))
+        ax.plot(grid, _mean(at_k), style, color=color, lw=1.4, label=name)
     ax.plot(_numpy(support.x[:, 0]), _numpy(support.y[:, 0]), "o", color="C3", ms=5, label="support points", zorder=5)
     if posterior is not None:
-        drawn = algorithm.predict("sample", states[-1], x, meta, posterior, draws).outputs[:DRAWS, :, 0]
-        lines = ax.plot(grid, _numpy(drawn).T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
+        drawn = algorithm.predict("sample", states[-1], x, meta, posterior, draws).outputs[:DRAWS]
+        curves = np.stack([_mean(likelihood.plug_in(outputs)) for outputs in drawn])
+        lines = ax.plot(grid, curves.T, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
         lines[0].set_label("posterior draws")
     ax.set_title(f"{len(support.x)} support points, MSE over the curve {float(((mean - truth[:, 0]) ** 2).mean()):.2f}")
+
+
+def _mean(predictive: Predictive) -> np.ndarray:
+    """The mean [M] of y."""
+    assert isinstance(predictive, NumberPredictive)
+    return _numpy(predictive.mean[:, 0])
 
 
 def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
@@ -107,12 +108,14 @@ def draw_episode(learner: Learner, family: TaskFamily) -> Figure:
     episode, draws, noise = tree_map_only(Tensor, lambda value: value[0], drawn)
     algorithm, meta = learner.algorithm, learner.meta()._replace(noise=noise)
     support, query = episode
+    likelihood = algorithm.likelihood.at(meta.hyper)
     theta_i = adapt(algorithm, support, meta, learner.evaluation_steps)
     posterior = algorithm.posterior(theta_i, support, meta)
-    probabilities = {
-        kind: algorithm.predict(kind, theta_i, query.x, meta, posterior, draws).outputs.softmax(-1).mean(0)
-        for kind in learner.predictives
-    }
+    probabilities = {}
+    for kind in learner.predictives:
+        predictive = likelihood.predictive(*algorithm.predict(kind, theta_i, query.x, meta, posterior, draws))
+        assert isinstance(predictive, ClassPredictive)
+        probabilities[kind] = predictive.probabilities
     return _episode_figure(support.x, support.y, query.x, query.y, probabilities)
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from meta_exp.adaptation import Meta, Noise, path
 from meta_exp.algorithms import Algorithm
-from meta_exp.likelihoods import Gaussian
 from meta_exp.scoring import metrics
 from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.foreign import Foreign, beyond_support
@@ -40,17 +39,19 @@ def evaluate(
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
-        ``<predictive>/<score>`` with the scores of ``metrics``; where there is curvature ``log_det``, its floor in a
-        network that has collapsed, and the posterior's diagnostics. Pooled: ``<predictive>/<histogram>``, with those of
-        ``metrics`` and, for ``foreign`` images, ``entropy`` [2, 20]: points of the task and foreign ones by entropy.
+        ``<predictive>/<score>`` with the predictive's own scores and ``auroc``; where there is curvature ``log_det``,
+        its floor in a network that has collapsed, and the posterior's diagnostics. Pooled:
+        ``<predictive>/<histogram>``, with the predictive's own and, for ``foreign`` images, ``entropy`` [2, 20]: points
+        of the task and foreign ones by entropy.
     """
     likelihood = algorithm.likelihood.at(meta.hyper)
     support, query = episode
     each = {}
     for k, params in enumerate(path(algorithm, support, meta, steps)):  # one state at a time: K of them take memory
-        outputs = algorithm.predict("map", params, query.x, meta).outputs
-        each[f"map/{likelihood.metric}_step_{k}"] = likelihood.score(outputs, query.y).mean()
-    each = {"loss": torch.stack([likelihood.loss(output, query.y) for output in outputs]).mean()} | each
+        prediction = algorithm.predict("map", params, query.x, meta)
+        each[f"map/{likelihood.metric}_step_{k}"] = likelihood.predictive(*prediction).score(query.y).mean()
+    loss = torch.stack([likelihood.loss(output, query.y) for output in prediction.outputs]).mean()
+    each = {"loss": loss} | each
     posterior = algorithm.posterior(params, support, meta)
     if posterior is not None:
         assert algorithm.curvature is not None
@@ -60,15 +61,14 @@ def evaluate(
         each |= posterior.diagnostics()
     pooled: dict[str, Tensor] = {}
     for kind in predictives:
-        prediction = algorithm.predict(kind, params, query.x, meta, posterior, draws)
-        scores = metrics.task_scores(prediction, query.y, likelihood)
-        histograms = metrics.task_histograms(prediction, query.y, likelihood)
-        doubt = metrics.uncertainty(prediction, likelihood)
-        if isinstance(likelihood, Gaussian):
+        predictive = likelihood.predictive(*algorithm.predict(kind, params, query.x, meta, posterior, draws))
+        scores, histograms = predictive.scores(query.y), predictive.histograms(query.y)
+        doubt = predictive.uncertainty()
+        if likelihood.targets != "classes":
             scores["auroc"] = metrics.auroc(doubt, beyond_support(episode))
         elif foreign is not None:
-            other = algorithm.predict(kind, params, foreign.x, meta, posterior, draws)
-            detection = metrics.foreign_detection(doubt, metrics.uncertainty(other, likelihood), foreign.foreign)
+            other = likelihood.predictive(*algorithm.predict(kind, params, foreign.x, meta, posterior, draws))
+            detection = metrics.foreign_detection(doubt, other.uncertainty(), foreign.foreign)
             scores["auroc"], histograms["entropy"] = detection
         each |= {f"{kind}/{name}": value for name, value in scores.items()}
         pooled |= {f"{kind}/{name}": value for name, value in histograms.items()}

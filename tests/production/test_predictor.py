@@ -12,6 +12,7 @@ import torch
 
 import meta_exp
 from meta_exp.adaptation import adapt
+from meta_exp.likelihoods.gaussian import NormalMixture
 from meta_exp.production import predictor as production
 from meta_exp.runs.restore import open_run
 from meta_exp.tasks import MiniImagenet
@@ -102,10 +103,10 @@ def test_shapes_follow_y_and_kinds_follow_x(sinusoid, kind):
 
 def test_interval_holds_what_it_says():
     """Of one Gaussian in closed form; of a lopsided mixture by its distribution function."""
-    one = production.Regression(np.zeros(1), np.ones(1), (torch.zeros(1, 1, 1), torch.ones(1, 1, 1)))
+    one = production.Regression(np.zeros(1), np.ones(1), NormalMixture(torch.zeros(1, 1, 1), torch.ones(1, 1, 1)))
     np.testing.assert_allclose(np.ravel(one.interval(0.95)), [-1.959964, 1.959964], atol=1e-5)
     means, variances = torch.tensor([0.0, 0.0, 8.0]).view(3, 1, 1), torch.tensor([1.0, 4.0, 0.01]).view(3, 1, 1)
-    low, high = production.Regression(np.zeros(1), np.ones(1), (means, variances)).interval(0.8)
+    low, high = production.Regression(np.zeros(1), np.ones(1), NormalMixture(means, variances)).interval(0.8)
     draws = means.flatten().repeat(100_000) + variances.flatten().sqrt().repeat(100_000) * torch.randn(
         300_000, generator=torch.Generator().manual_seed(0)
     )

@@ -10,16 +10,9 @@ from torch.func import vmap
 from torchmetrics.functional.classification import binary_auroc, multiclass_calibration_error
 
 from meta_exp.likelihoods import Categorical, Gaussian
+from meta_exp.likelihoods.gaussian import NormalMixture
 from meta_exp.prediction import Prediction
-from meta_exp.scoring.metrics import (
-    auroc,
-    expected_calibration_error,
-    mixture_cdf,
-    mixture_crps,
-    task_histograms,
-    task_scores,
-    uncertainty,
-)
+from meta_exp.scoring.metrics import auroc, expected_calibration_error
 
 
 def double(*values):
@@ -30,6 +23,18 @@ def prediction(outputs, variance=0.0):
     """Draws [S, M, C] with the same variance around each, uncorrelated."""
     points, outputs_each = outputs.shape[1:]
     return Prediction(outputs, variance * torch.eye(outputs_each, dtype=outputs.dtype).expand(points, -1, -1))
+
+
+def task_scores(prediction, y, likelihood):
+    return likelihood.predictive(*prediction).scores(y)
+
+
+def task_histograms(prediction, y, likelihood):
+    return likelihood.predictive(*prediction).histograms(y)
+
+
+def uncertainty(prediction, likelihood):
+    return likelihood.predictive(*prediction).uncertainty()
 
 
 def calibrated_classes(points=4000, classes=5, draws=3, seed=0):
@@ -95,14 +100,14 @@ def test_crps_is_the_integral(draws):
     y = double([0.4])
 
     def square(t):
-        return (float(mixture_cdf(means, variance, double([t]))) - (t >= 0.4)) ** 2
+        return (float(NormalMixture(means, variance).cdf(double([t]))) - (t >= 0.4)) ** 2
 
     expected = quad(square, -12, 0.4)[0] + quad(square, 0.4, 12)[0]
-    assert float(mixture_crps(means, variance, y)) == pytest.approx(expected, rel=1e-6)
+    assert float(NormalMixture(means, variance).crps(y)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_crps_of_a_point_is_the_absolute_error():
-    found = mixture_crps(double([[2.0]], [[2.0]]), torch.full((2, 1, 1), 1e-18).double(), double([-1.0]))
+    found = NormalMixture(double([[2.0]], [[2.0]]), torch.full((2, 1, 1), 1e-18).double()).crps(double([-1.0]))
     assert_equal(found, double([3.0]), atol=1e-8)
 
 
