@@ -200,14 +200,20 @@ def write_csv(file: Path, results: Sequence[Result]) -> None:
 def _draw(
     configurations: Sequence[Configuration], overrides: Sequence[str], drawn: Sequence[charts.Chart], folder: Path
 ) -> dict[str, Path]:
-    """Draw the charts, and new tasks for the first run of each configuration; return these pictures by title."""
+    """Draw the charts, and new tasks for the first run of each configuration; return those pictures by title.
+
+    A family that has no picture, or one that fails, is left out.
+    """
     folder.mkdir(exist_ok=True)
     plots.draw_charts(drawn, folder)
-    drawings = {}
+    drawings: dict[str, Path] = {}
     for number, configuration in enumerate(configurations, 1):
         first = configuration.runs[0]
         run = open_run(first.folder, overrides)
         title = f"{configuration.name}, seed {first.seed}"
-        files = pictures.draw(run.learner, run.family, title, folder / f"tasks_{number}")
-        drawings[title] = next(file for file in files if file.suffix == ".png")
+        place = folder / f"tasks_{number}"
+        files = pictures.draw_or_warn(run.learner, run.family, title, place, "the comparison goes on")
+        for file in files:
+            if file.suffix == ".png":
+                drawings[title] = file
     return drawings

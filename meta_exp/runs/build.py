@@ -109,13 +109,18 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
     refuse_fused_norms(model, family.input_shape)
-    curvature = (
-        constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape) if cfg.curvature else None
-    )
+    curvature = None
+    if has_curvature(cfg):
+        curvature = constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape)
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
     keys = ("evaluation_steps", "predictives", "samples", "chunk_size", "compile", "checkpoint_steps")
     learner = from_keys(Learner, cfg, *keys)
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
+
+
+def has_curvature(cfg: DictConfig) -> bool:
+    """Whether a curvature is chosen; keys that an experiment sets for its own are no choice of one."""
+    return cfg.choices.curvature not in (None, "none")
 
 
 def _check_fit(likelihood: likelihoods.Likelihood, family: TaskFamily) -> None:

@@ -1,11 +1,11 @@
 """A run: from a composed config to a folder that holds everything about one training.
 
 config.yaml    the resolved config          best.ckpt, last.ckpt    by validation loss, and the last step
-train.log      what happened                plots/                  pictures of new tasks
+train.log      what happened                plots/                  pictures of new tasks, if its family has some
 curves.csv     validation scores by step    prior_precision.json    a tau tuned after training, and on what
 history.jsonl  all that was logged          overrides.yaml          the command's
 .lock          held by the process that writes here
-metrics.json   the result, written last and atomically: its presence means that the run is finished
+metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
 """
 
 import json
@@ -27,7 +27,7 @@ from rich.table import Table
 from meta_exp.algorithms import LLAMA
 from meta_exp.files import write_json, write_whole
 from meta_exp.runs import pictures
-from meta_exp.runs.build import Run, build, resolve
+from meta_exp.runs.build import Run, build, has_curvature, resolve
 from meta_exp.runs.calibration import tune
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import provenance
@@ -129,8 +129,6 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
             log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
     scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
-    drawings = pictures.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
-    run.recorder.log_pictures(drawings, trainer.global_step)
     metrics = {
         "algorithm": cfg.choices.algorithm,
         "dataset": cfg.choices.dataset,
@@ -150,7 +148,11 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     }
     write_json(folder / "metrics.json", metrics)
     print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
-    log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
+    title = _title(cfg, best["global_step"])
+    drawings = pictures.draw_or_warn(learner, run.family, title, folder / "plots", "the run is finished")
+    if drawings:
+        run.recorder.log_pictures(drawings, trainer.global_step)
+        log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
     return run.best.score
 
 
@@ -176,5 +178,5 @@ def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
 
 
 def _title(cfg: DictConfig, step: int) -> str:
-    curvature = f", curvature {cfg.choices.curvature}" if cfg.curvature else ""
+    curvature = f", curvature {cfg.choices.curvature}" if has_curvature(cfg) else ""
     return f"{cfg.choices.algorithm} on {cfg.choices.dataset}{curvature}, seed {cfg.seed}, step {step}"

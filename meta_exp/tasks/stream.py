@@ -7,7 +7,7 @@ meta-batch size is scored on the same ones. With ``num_tasks`` the training task
 included: task i is a function of (seed, i), and batch k draws its tasks from them by its own key.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -45,14 +45,6 @@ class TaskFamily(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Move resident data to the device that trains."""
-
-
-@runtime_checkable
-class CurveFamily(TaskFamily, Protocol):
-    """Functions of one variable, which can be drawn as curves."""
-
-    def draw_curves(self, rng: np.random.Generator, tasks: int) -> Episode:
-        """Draw tasks whose query set is the true curve on a grid."""
 
 
 def draw_batch(family: TaskFamily, seed: int, split: str, k: int, num_tasks: int | None = None) -> Episode:

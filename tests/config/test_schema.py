@@ -1,7 +1,9 @@
 """Settings that are refused: each by its key, with what was expected, and before any training."""
 
 import pytest
+from omegaconf import OmegaConf
 
+from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build
 
 REFUSED = {
@@ -67,3 +69,8 @@ def test_refuses_on_images(config, override):
 def test_group_norm_names_the_filters(config):
     with pytest.raises(ValueError, match=r"model.filters: expected a multiple of the 8 groups, got 12"):
         build(config("dataset=omniglot", "algorithm=maml", "model.norm=group", "model.filters=12"))
+
+
+def test_a_group_without_a_class_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"model\._target_: expected the class that it chooses, got none; choose"):
+        constructor(OmegaConf.create({"widths": [4]}), "model")

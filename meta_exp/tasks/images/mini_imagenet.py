@@ -21,6 +21,7 @@ import torch
 from meta_exp.config.checks import require
 from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
+from meta_exp.tasks.images.picture import ClassifiedImages
 from meta_exp.tasks.images.source import Pixels, Source, draft_folder, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
@@ -119,6 +120,11 @@ class MiniImagenet:
     def class_names(self) -> dict[str, list[str]]:
         """The WordNet ids of the classes of each split."""
         return CLASSES
+
+    @property
+    def picture(self) -> ClassifiedImages:
+        """What a learner makes of the first test task."""
+        return ClassifiedImages(self)
 
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw ``tasks`` episodes of train, validation or test: x [tasks, points, 3, 84, 84] and y [tasks, points]."""

@@ -23,6 +23,7 @@ from PIL import Image
 from meta_exp.config.checks import require
 from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
+from meta_exp.tasks.images.picture import ClassifiedImages
 from meta_exp.tasks.images.source import Pixels, Source, draft_folder, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
@@ -130,6 +131,11 @@ class Omniglot:
         """The names "alphabet/character" of the classes of each split, before rotation."""
         names = character_names()
         return {split: [names[index] for index in classes] for split, classes in self.split_classes.items()}
+
+    @property
+    def picture(self) -> ClassifiedImages:
+        """What a learner makes of the first test task."""
+        return ClassifiedImages(self)
 
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw ``tasks`` episodes of train, validation or test: x [tasks, points, 1, 28, 28] and y [tasks, points]."""
