@@ -4,6 +4,9 @@ r"""Predictive distributions of an adapted task, from its posterior N(theta_i, H
     sample      f(x; phi_s),  phi_s ~ N(theta_i, H^-1)                S networks; S = 1 is LLAMA's rule for production
     linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, else S draws
 
+A posterior around the mode theta* of the linear model has that in place of theta_i: map is then the linear model at its
+mode, f(x; theta_i) + J(x) (theta* - theta_i), and the two others draw around it.
+
 Every kind gives the same thing, S draws of outputs with a covariance around each, so that the likelihood averages them
 in the right space: probabilities for classes, a mixture of densities for regression.
 """
@@ -11,6 +14,7 @@ in the right space: probabilities for classes, a mixture of densities for regres
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
@@ -49,6 +53,10 @@ def predict(
         posterior: around ``theta_i``.
         noise: of S posterior draws, with a leading dimension S.
     """
+    closed = kind == "map" or (kind == "linearized" and likelihood.closed_form)
+    if closed and posterior is not None and posterior.at_mode:
+        at_mode, covariance = (value.to(x.dtype) for value in posterior.moments(x))
+        return Prediction(at_mode[None], torch.zeros_like(covariance) if kind == "map" else covariance)
     mean = network(theta_i, x)
     no_covariance = mean.new_zeros(*mean.shape, mean.shape[-1])
     if kind == "map":

@@ -2,6 +2,7 @@
 
 from meta_exp.algorithms.base import Algorithm, Logs
 from meta_exp.algorithms.llama import LLAMA
+from meta_exp.algorithms.llama_predictive import LLAMAPredictive
 from meta_exp.algorithms.maml import MAML
 
-__all__ = ["LLAMA", "MAML", "Algorithm", "Logs"]
+__all__ = ["LLAMA", "MAML", "Algorithm", "LLAMAPredictive", "Logs"]

@@ -63,11 +63,13 @@ class LLAMA(MAML):
     def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
         """Return the objective at theta_i, and the log det."""
         theta_i = path[-1]
-        nll = self.nll(theta_i, episode.query, meta)
         posterior = self.posterior(theta_i, getattr(episode, self.data), meta)
         assert posterior is not None
+        nll = self.query_nll(theta_i, posterior, episode, meta)
         log_det = posterior.log_det_ratio().to(nll.dtype)
         total = nll + self.weight * log_det
         if self.prior_term:
-            total = total + self.curvature.prior_term(theta_i, meta.theta, meta.hyper)
+            way = posterior.mode() or {}
+            centre = theta_i | {name: theta_i[name] + value for name, value in way.items()}
+            total = total + self.curvature.prior_term(centre, meta.theta, meta.hyper)
         return total / len(episode.query.y), {"log_det": log_det}

@@ -90,8 +90,15 @@ class Hessian(Curvature):
         require(count <= max_parameters, "curvature=hessian", f"at most {max_parameters} parameters", got, remedy)
         super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
 
-    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> HessianPosterior:
-        """Return the posterior of one task around ``params`` given its N examples."""
+    def posterior(
+        self,
+        params: Params,
+        data: Examples,
+        likelihood: Likelihood,
+        hyper: Hyper,
+        prior_mean: Params | None = None,
+    ) -> HessianPosterior:
+        """Return the posterior of one task around ``params``, or the mode, given its N examples."""
         model = self.taps.model
         params = {name: params[name].double() for name in self.parameter_names}
 

@@ -108,8 +108,15 @@ class KFAC(Curvature):
         self.probes = probes
         self.table = 2.0 * torch.randint(2, (TABLE,), generator=torch.Generator().manual_seed(seed)) - 1
 
-    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> LayerwisePosterior:
-        """Return the posterior of one task around ``params`` given its N examples."""
+    def posterior(
+        self,
+        params: Params,
+        data: Examples,
+        likelihood: Likelihood,
+        hyper: Hyper,
+        prior_mean: Params | None = None,
+    ) -> LayerwisePosterior:
+        """Return the posterior of one task around ``params``, or the mode, given its N examples."""
         outputs, inputs, pullback = self.taps.linearize(params, data.x)
         roots = likelihood.hessian_sqrt(outputs)
         coupled = self.taps.coupled

@@ -36,6 +36,11 @@ class Outer:
         return len(self.g)
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows' entries."""
+        return self.g.dtype
+
+    @property
     def inputs(self) -> Tensor:
         """The rows' right factors [R, I] or [R, I + 1]."""
         return torch.cat([self.a, torch.ones_like(self.a[:, :1])], 1) if self.bias else self.a
@@ -78,6 +83,11 @@ class Dense:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows' entries."""
+        return self.rows.dtype
+
     def gram(self, other: Any) -> Tensor:
         """Inner products [R, R'] with the rows of another block of the same layer and kind, in float64."""
         return _products(self.rows.flatten(1), other.rows.flatten(1))
@@ -110,6 +120,7 @@ class Dense:
 Block = Outer | Dense
 Rows = dict[str, Block]
 Directions = Callable[[Tensor], Tensor]
+Jacobian = Callable[[Tensor], tuple[Tensor, Rows]]  # of outputs [N, C] at x, with C rows a point
 
 
 def identity_directions(outputs: Tensor) -> Tensor:
@@ -118,8 +129,8 @@ def identity_directions(outputs: Tensor) -> Tensor:
     return torch.eye(dim, dtype=outputs.dtype, device=outputs.device).expand(points, dim, dim)
 
 
-def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions) -> Rows:
-    """Return the N K rows of D_n^T J_n for all points, point by point.
+def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions) -> tuple[Tensor, Rows]:
+    """Return the outputs [N, C], and the N K rows of D_n^T J_n for all points, point by point.
 
     Args:
         taps: the network's hooks.
@@ -132,7 +143,8 @@ def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions)
     """
     outputs, inputs, pullback = taps.linearize(params, x)
     gradients = pull(pullback, cotangents(directions(outputs), taps.coupled))
-    return {name: layer_rows(layer, inputs[name], gradients[name], taps.coupled) for name, layer in taps.layers.items()}
+    rows = {n: layer_rows(layer, inputs[n], gradients[n], taps.coupled) for n, layer in taps.layers.items()}
+    return outputs, rows
 
 
 def pull(pullback: Pullback, along: Tensor) -> Layers:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, Self
 
 from torch import Tensor
+from torch.func import grad
 
 from meta_exp.hyper import Hyper, Learned
 from meta_exp.likelihoods.predictive import Predictive
@@ -27,11 +28,15 @@ class Likelihood(ABC):
         targets: what y is: real numbers [N, d], counts 0, 1, 2, ... [N, d], or classes 0 .. C-1 [N].
         metric: the name of its predictive's score.
         closed_form: whether the predictive has a closed form where the outputs are Gaussian; else it takes draws.
+        quadratic: whether -log p(y | f) is quadratic in f, so that one Newton step finds its modes.
+        concave: whether log p(y | f) is concave in f, so that a few do.
     """
 
     targets: ClassVar[Targets]
     metric: ClassVar[str]
     closed_form: ClassVar[bool] = False
+    quadratic: ClassVar[bool] = False
+    concave: ClassVar[bool] = True
 
     @abstractmethod
     def outputs_for(self, dimensions: int) -> int:
@@ -52,6 +57,10 @@ class Likelihood(ABC):
     @abstractmethod
     def nll(self, outputs: Tensor, y: Tensor) -> Tensor:
         """-log p(y | f), summed over the N points."""
+
+    def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return d log p(y | f) / df at outputs [N, C]."""
+        return -grad(self.nll)(outputs, y)
 
     @abstractmethod
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:

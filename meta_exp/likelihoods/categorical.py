@@ -34,6 +34,10 @@ class Categorical(Likelihood):
         """-log p(y | f), summed over the N points."""
         return F.cross_entropy(outputs, y, reduction="sum")
 
+    def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return d log p(y | f) / df [N, C] = [y = c] - p_c."""
+        return F.one_hot(y, outputs.shape[-1]) - outputs.softmax(-1)
+
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, C, C-1] with S_n S_n^T = Lambda_n = diag(p) - p p^T.
 

@@ -28,6 +28,7 @@ class Gaussian(Likelihood):
     targets = "numbers"
     metric = "mse"
     closed_form = True
+    quadratic = True
 
     def __post_init__(self) -> None:
         """Refuse a noise that is not positive."""
@@ -61,6 +62,10 @@ class Gaussian(Likelihood):
         squares = ((outputs - y) ** 2).sum()
         variance = self.variance.to(squares)
         return squares / (2 * variance) + outputs.numel() / 2 * (log(2 * pi) + variance.log())
+
+    def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return d log p(y | f) / df [N, d]."""
+        return (y - outputs) / self.variance.to(outputs)
 
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, d, d] with S_n S_n^T = Lambda_n."""

@@ -25,6 +25,7 @@ class HeteroscedasticGaussian(Likelihood):
     """
 
     targets = "numbers"
+    concave = False
     metric = "mse"
 
     def outputs_for(self, dimensions: int) -> int:

@@ -31,10 +31,16 @@ def couples_points(model: nn.Module, input_shape: Sequence[int]) -> bool:
     def noise(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like.device)
 
-    model = deepcopy(model).double()
+    model = deepcopy(model)
+    for module in model.modules():  # anew, not in place, which no transform of torch.func would allow
+        for name, value in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if value.is_floating_point():
+                kind = nn.Parameter if isinstance(value, nn.Parameter) else nn.Buffer
+                setattr(module, name, kind(value.detach().double()))
     for _ in range(TRIALS):
-        for parameter in model.parameters():
-            parameter.add_(0.1 * noise(parameter))
+        for module in model.modules():
+            for name, value in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(value + 0.1 * noise(value)))
         x = noise(torch.zeros(POINTS, *input_shape, device=next(model.parameters()).device))
         other = torch.cat([noise(x[:1]), x[1:]])
         before, after = (model(points)[1:] for points in (x, other))

@@ -113,7 +113,7 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     if has_curvature(cfg):
         curvature = constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape)
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
-    keys = ("evaluation_steps", "predictives", "samples", "chunk_size", "compile", "checkpoint_steps")
+    keys = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
     learner = from_keys(Learner, cfg, *keys)
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
 

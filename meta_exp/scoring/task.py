@@ -53,6 +53,9 @@ def evaluate(
     loss = torch.stack([likelihood.loss(output, query.y) for output in prediction.outputs]).mean()
     each = {"loss": loss} | each
     posterior = algorithm.posterior(params, support, meta)
+    if posterior is not None and posterior.at_mode:
+        [output] = algorithm.predict("map", params, query.x, meta, posterior).outputs
+        each["loss"] = likelihood.loss(output, query.y)
     if posterior is not None:
         assert algorithm.curvature is not None
         floor = algorithm.curvature.log_det_floor(algorithm.network(params, support.x), likelihood, meta.hyper)

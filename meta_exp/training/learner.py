@@ -41,6 +41,8 @@ class Learner(LightningModule):
         evaluation_steps: inner steps in validation and test.
         predictives: which of map, sample, linearized to score; those that the algorithm does not offer are left out.
         samples: posterior draws for the predictives that need them.
+        hyper_lr: learning rate of what is learned beside theta; None for the optimizer's. In log space Adam's 0.001
+            crawls.
         chunk_size: tasks whose gradient is taken at once; None for the whole meta-batch, ``auto`` for a trial.
         compile: the meta-gradient; ``auto`` compiles runs that are long enough.
         checkpoint_steps: keep one inner step at a time in memory, and compute each twice.
@@ -54,12 +56,14 @@ class Learner(LightningModule):
         evaluation_steps: int = 10,
         predictives: Sequence[str] = KINDS,
         samples: int = 30,
+        hyper_lr: float | None = None,
         chunk_size: int | Literal["auto"] | None = None,
         compile: bool | Literal["auto"] = "auto",
         checkpoint_steps: bool = False,
     ) -> None:
         require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
         require(samples >= 1, "samples", "at least 1", samples)
+        require(hyper_lr is None or hyper_lr > 0, "hyper_lr", "null or a learning rate > 0", hyper_lr)
         for kind in predictives:
             require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
         super().__init__()
@@ -69,6 +73,7 @@ class Learner(LightningModule):
         self.evaluation_steps = evaluation_steps
         self.predictives = [kind for kind in predictives if kind in algorithm.predictives]
         self.samples = samples
+        self.hyper_lr = hyper_lr
         self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
         self.learned = algorithm.hyperparameters()
         self.hyper = nn.ParameterDict({_key(name): entry.start for name, entry in self.learned.items()})
@@ -208,7 +213,10 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of theta and the learned hyper-parameters."""
-        return self.optimizer(self.parameters())
+        if self.hyper_lr is None or not self.learned:
+            return self.optimizer(self.parameters())
+        hyper = {"params": list(self.hyper.values()), "lr": self.hyper_lr}
+        return self.optimizer([{"params": list(self.model.parameters())}, hyper])
 
     def _warn_if_collapsed(self, scores: dict[str, Tensor]) -> None:
         """Say once that the outputs depend on nothing but their bias; the log det rewards that."""

@@ -110,7 +110,7 @@ class GaussNewton(MAML):
 
     def step(self, params, support, k, meta):
         taps, sigma, tau = self.curvature.taps, self.likelihood.sigma_noise, self.curvature.prior_precision
-        rows = jacobian_rows(taps, params, support.x, identity_directions)
+        _, rows = jacobian_rows(taps, params, support.x, identity_directions)
         gram = sum(block.gram(block) for block in rows.values())
         residual = (support.y - self.network(params, support.x)).flatten()
         moved = {name: to_matrix(taps.layers[name], params, name) for name in rows}
