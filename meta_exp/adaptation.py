@@ -2,11 +2,11 @@ r"""The inner loop: a task's path theta^0, theta^1, ..., theta^K from the meta-p
 
     theta^0 = start(theta),    theta^{k+1} = step(theta^k, S_i, k),    theta_i = theta^K
 
-An algorithm says where the path starts and what one step is; ``path`` and ``adapt`` are the loop over its steps and
-nothing else, and whatever adapts (training, checkpointed steps, evaluation, calibration, production) goes through them.
-A state of the path is a dictionary of tensors: the network's parameters by name, or whatever the algorithm keeps of a
-task, such as several networks or a mean and a scale. Pure functions of one task; differentiating through the path gives
-the second-order meta-gradient.
+An algorithm says where the path starts and what one step is; ``path``, ``whole_path`` and ``adapt`` are the loop over
+its steps and nothing else, and whatever adapts (training, checkpointed steps, evaluation, calibration, production) goes
+through them. A state of the path is a dictionary of tensors: the network's parameters by name, or whatever the
+algorithm keeps of a task, such as several networks or a mean and a scale. Pure functions of one task; differentiating
+through the path gives the second-order meta-gradient.
 
 ``gradient_step`` is the step of MAML; in first order the inner gradient is taken as a constant, so that
 d theta_i / d theta = I.
@@ -60,6 +60,14 @@ def path(algorithm: Stepper, support: Examples, meta: Meta, steps: int) -> Itera
     for k in range(steps):
         params = algorithm.step(params, support, k, meta)
         yield params
+
+
+def whole_path(algorithm: Stepper, support: Examples, meta: Meta, steps: int) -> list[Params]:
+    """Return [theta^0, ..., theta^K], as derivatives need them all; torch.compile traces no generator."""
+    states = [algorithm.start(meta)]
+    for k in range(steps):
+        states.append(algorithm.step(states[-1], support, k, meta))
+    return states
 
 
 def adapt(algorithm: Stepper, support: Examples, meta: Meta, steps: int) -> Params:

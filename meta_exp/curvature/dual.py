@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from meta_exp.adaptation import Params
 from meta_exp.curvature.base import Curvature, Posterior, draw_normal
 from meta_exp.curvature.mode import DualNoise, ModePosterior
-from meta_exp.curvature.rows import Directions, Jacobian, Rows, identity_directions, to_matrix, to_params
+from meta_exp.curvature.rows import Directions, Jacobian, OutputsRows, Rows, identity_directions, to_matrix, to_params
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
@@ -82,7 +82,7 @@ class Dual(Curvature):
         """Return the posterior of one task linearised at ``params``, around the mode where ``prior_mean`` is given."""
         tau = self.tau(hyper).to(data.x.device)
 
-        def jacobian(x: Tensor) -> tuple[Tensor, Rows]:
+        def jacobian(x: Tensor) -> OutputsRows:
             return self.jacobian_rows(params, x, identity_directions)
 
         if prior_mean is not None:

@@ -120,7 +120,8 @@ class Dense:
 Block = Outer | Dense
 Rows = dict[str, Block]
 Directions = Callable[[Tensor], Tensor]
-Jacobian = Callable[[Tensor], tuple[Tensor, Rows]]  # of outputs [N, C] at x, with C rows a point
+OutputsRows = tuple[Tensor, Rows]  # named here: torch.compile cannot build the type inside a traced function
+Jacobian = Callable[[Tensor], OutputsRows]  # of outputs [N, C] at x, with C rows a point
 
 
 def identity_directions(outputs: Tensor) -> Tensor:

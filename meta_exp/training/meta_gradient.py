@@ -34,13 +34,16 @@ from torch.func import vjp, vmap
 from torch.nn import Module
 from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp.adaptation import Meta, Params, path
+from meta_exp.adaptation import Meta, Params, whole_path
 from meta_exp.algorithms import Algorithm, Logs
 from meta_exp.config.checks import require
 from meta_exp.hyper import Hyper
 from meta_exp.tasks.episode import Episode
 
 log = logging.getLogger(__name__)
+# named here: torch.compile cannot build these types inside a traced function
+Outcome = tuple[Tensor, Logs]
+Differentiated = tuple[Params, Hyper]
 logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # it tells of each operator that it calls by its name
 COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
 WORSE = 1.25  # times the best time a task: where the trial of chunk sizes ends
@@ -146,10 +149,10 @@ class MetaGradient:
         """Return the gradients of one task in theta and hyper-parameters, its objective and its logs."""
         algorithm = self.algorithm
 
-        def objective(theta: Params, hyper: Hyper) -> tuple[Tensor, Logs]:
+        def objective(theta: Params, hyper: Hyper) -> Outcome:
             here = meta._replace(theta=theta, hyper=hyper)
             return algorithm.objective(
-                list(path(algorithm, episode.support, here, algorithm.inner_steps)), episode, here
+                whole_path(algorithm, episode.support, here, algorithm.inner_steps), episode, here
             )
 
         return _gradients(objective, meta.theta, meta.hyper)
@@ -158,17 +161,17 @@ class MetaGradient:
         """Return the same, with the steps' graphs one at a time."""
         algorithm, learned = self.algorithm, (meta.theta, meta.hyper)
 
-        def at(learned: tuple[Params, Hyper]) -> Meta:
+        def at(learned: Differentiated) -> Meta:
             return meta._replace(theta=learned[0], hyper=learned[1])
 
-        states = list(path(algorithm, episode.support, meta, algorithm.inner_steps))
+        states = whole_path(algorithm, episode.support, meta, algorithm.inner_steps)
         (of_states, total), outcome = _gradients(
             lambda states, learned: algorithm.objective(states, episode, at(learned)), states, learned
         )
         cotangent = of_states[-1]
         for k in reversed(range(algorithm.inner_steps)):
 
-            def step(params: Params, learned: tuple[Params, Hyper], k: int = k) -> Params:
+            def step(params: Params, learned: Differentiated, k: int = k) -> Params:
                 return algorithm.step(params, episode.support, k, at(learned))
 
             through, direct = vjp(step, states[k], learned)[1](cotangent)

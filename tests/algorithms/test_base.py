@@ -237,8 +237,10 @@ def test_compiled_equals_eager(kind):
     compiled = MetaGradient(algorithm)
     compiled.compile()
     later = meta._replace(progress=torch.tensor(1.0), noise=tree_map(lambda z: -z, meta.noise) if meta.noise else None)
+    torch._dynamo.utils.counters.clear()
     for here in (meta, later):
         assert_equal(compiled(here, batch), MetaGradient(algorithm)(here, batch))
+    assert not torch._dynamo.utils.counters["graph_break"], "compiled as a whole"
     if kind is EveryStep:
         assert compiled(meta, batch)[0] != compiled(later, batch)[0]
 
