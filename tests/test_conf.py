@@ -22,6 +22,7 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "model=conv4_small": ["dataset=omniglot"],
     "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
     "likelihood=categorical": ["dataset=omniglot"],
+    "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
 }
 REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
 

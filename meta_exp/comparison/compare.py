@@ -36,6 +36,7 @@ from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.runs.test_set import score_tasks
 from meta_exp.training.learning_curve import read_curve
+from meta_exp.training.precision import set_precision
 
 MARKS = ("config.yaml", "train.log", "metrics.json")  # any of them makes a folder a run's
 WIDEST = 1000  # characters
@@ -119,6 +120,8 @@ def _evaluate(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Resu
 def _result(run: Restored, advance: Any) -> Result:
     tasks = run.cfg.test_tasks
     require(isinstance(tasks, int) and tasks >= 2, "test_tasks", "an integer, at least 2, for an interval", tasks)
+    images = len(run.family.input_shape) == 3
+    set_precision(run.cfg.get("matmul_precision", "highest"), images)  # the same digits need the same products
     scores = score_tasks(run.learner, run.family, tasks, _device(run), advance)
     return Result(
         folder=run.folder,

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp.curvature import Noise
-from meta_exp.likelihoods import Gaussian, Likelihood
-from meta_exp.prediction import Prediction, predict
+from meta_exp.adaptation import Noise, path
+from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.tasks import Episode
 from meta_exp.tasks.picture import Band, Pictured, Values, View
 from meta_exp.tasks.stream import TaskFamily
-from meta_exp.training.learner import Learner
+from meta_exp.training.learner import EVALUATION, Learner
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,45 +64,59 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 def views(learner: Learner, episodes: Episode, *, classes: bool) -> list[View]:
     """Return what the learner makes of each of the tasks ``episodes``, whose targets may be ``classes``."""
     episodes = tree_map(lambda value: value.to(learner.device), episodes)
-    noise = learner.noise(episodes, seed=0)
-    tasks = range(len(episodes.query.y))
-    each = [tree_map_only(Tensor, itemgetter(task), (episodes, noise)) for task in tasks]
-    return [_view(learner, episode, own, classes) for episode, own in each]
+    drawn = episodes, learner.draws(episodes, seed=0), learner.path_noise(episodes, (EVALUATION, 0))
+    found = []
+    for i in range(len(episodes.query.y)):
+        episode, draws, noise = tree_map_only(Tensor, itemgetter(i), drawn)
+        found.append(_view(learner, episode, draws, noise, classes))
+    return found
 
 
-def _view(learner: Learner, episode: Episode, noise: Noise | None, classes: bool) -> View:
-    theta, hyper = learner.meta_parameters()
-    algorithm, likelihood = learner.algorithm, learner.algorithm.likelihood.at(hyper)
+def _view(learner: Learner, episode: Episode, draws: Noise, noise: Noise, classes: bool) -> View:
+    algorithm, meta = learner.algorithm, learner.meta()._replace(noise=noise)
+    likelihood = algorithm.likelihood.at(meta.hyper)
     (support_x, support_y), (x, y) = episode
     steps = learner.evaluation_steps
-    path = algorithm.adapt(theta, episode.support, steps)
-    posterior = algorithm.posterior(path[-1], episode.support, hyper)
+    along: dict[int, Values] = {}
+    for k, params in enumerate(path(algorithm, episode.support, meta, steps)):
+        if k in (0, 1, steps) and not classes:
+            along[k] = _mean(likelihood.predictive(*algorithm.predict("map", params, x, meta)))
+    posterior = algorithm.posterior(params, episode.support, meta)
 
-    def predicted(kind: str) -> Prediction:
-        return predict(kind, algorithm.predict, path[-1], x, likelihood, posterior, noise)
+    def predicted(kind: str) -> Predictive:
+        return likelihood.predictive(*algorithm.predict(kind, params, x, meta, posterior, draws))
 
     certain = posterior is None
+    networks = None
+    if not classes and not certain:
+        outputs = algorithm.predict("sample", params, x, meta, posterior, draws).outputs
+        networks = np.stack([_mean(likelihood.plug_in(one)) for one in outputs])
     return View(
         _array(support_x),
         _array(support_y),
         _array(x),
         _array(y),
-        path={k: _array(algorithm.predict(path[k], x)) for k in (0, 1, steps)},
-        band=None if classes else _band(likelihood, predicted("map" if certain else "linearized")),
-        draws=None if classes or certain else _array(predicted("sample").outputs),
+        path=along,
+        band=None if classes else _band(predicted("map" if certain else "linearized")),
+        draws=networks,
         probabilities={kind: _probabilities(predicted(kind)) for kind in learner.predictives} if classes else {},
     )
 
 
-def _band(likelihood: Likelihood, prediction: Prediction) -> Band:
-    assert isinstance(likelihood, Gaussian)
-    variance = prediction.covariance.diagonal(dim1=-2, dim2=-1) + likelihood.variance
-    mean, half = prediction.outputs.mean(0), 1.96 * variance.sqrt()
-    return Band(_array(mean), _array(mean - half), _array(mean + half))
+def _mean(predictive: Predictive) -> Values:
+    assert isinstance(predictive, NumberPredictive)
+    return _array(predictive.mean)
 
 
-def _probabilities(prediction: Prediction) -> Values:
-    return _array(prediction.outputs.softmax(-1).mean(0))
+def _band(predictive: Predictive) -> Band:
+    assert isinstance(predictive, NumberPredictive)
+    low, high = predictive.interval(0.95)
+    return Band(_array(predictive.mean), _array(low), _array(high))
+
+
+def _probabilities(predictive: Predictive) -> Values:
+    assert isinstance(predictive, ClassPredictive)
+    return _array(predictive.probabilities)
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -20,7 +20,8 @@ REFUSED = {
     "curvature.prior_precision=0": "curvature.prior_precision: expected a precision > 0, got 0",
     "curvature.learned=true": "curvature.learned=true: expected algorithm.prior_term=true",
     "likelihood.sigma_noise=0": "likelihood.sigma_noise: expected a standard deviation > 0, got 0",
-    "likelihood=categorical": "likelihood with Sinusoid: expected gaussian, got categorical",
+    "likelihood=categorical": "likelihood with Sinusoid: expected gaussian, heteroscedastic, got categorical",
+    "likelihood=poisson": "likelihood with Sinusoid: expected gaussian, heteroscedastic, got poisson",
     "model=conv4": r"model=conv4: expected images \[C, H, W\], got \[1\]; use model=mlp",
     "model.widths=[40,0]": "model.widths: expected positive widths",
     "dataset.shots=0": "dataset.shots: expected at least 1, got 0",
@@ -53,6 +54,7 @@ OMNIGLOT_REFUSED = {
     "dataset.ways=1": "dataset.ways: expected at least 2, got 1",
     "dataset.queries=0": "dataset.queries: expected at least 1, got 0",
     "dataset.split_by=colour": "dataset.split_by: expected 'character' or 'alphabet'",
+    "likelihood=gaussian": "likelihood with Omniglot: expected categorical, got gaussian",
     "model.filters=0": "model.filters: expected at least 1, got 0",
     "model.norm=layer": "model.norm: expected 'batch', 'group' or 'none'",
 }

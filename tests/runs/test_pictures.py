@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import meta_exp.tasks
+from meta_exp.adaptation import adapt
 from meta_exp.comparison.compare import compare
 from meta_exp.runs import pictures
 from meta_exp.runs.build import build
@@ -49,24 +50,24 @@ def test_a_band_is_the_linearized_predictive(config):
     run = build(config(*SMOKE))
     for task, view in enumerate(views(run)):
         support, query = (Examples(*(part[task] for part in examples)) for examples in run.family.picture.tasks())
-        theta, hyper = run.learner.meta_parameters()
+        meta = run.learner.meta()
         algorithm = run.learner.algorithm
-        theta_i = algorithm.adapt(theta, support, 10)[-1]
-        posterior = algorithm.posterior(theta_i, support, hyper)
-        variance = posterior.functional_variance(query.x)[:, 0, 0] + algorithm.likelihood.at(hyper).variance
-        half = 1.96 * variance.sqrt().detach().numpy()
+        theta_i = adapt(algorithm, support, meta, 10)
+        posterior = algorithm.posterior(theta_i, support, meta)
+        variance = posterior.functional_variance(query.x)[:, 0, 0] + algorithm.likelihood.at(meta.hyper).variance
+        half = 1.959964 * variance.sqrt().detach().numpy()
         np.testing.assert_allclose((view.band.high - view.band.low)[:, 0] / 2, half, rtol=1e-5)
-        mean = algorithm.predict(theta_i, query.x).detach().numpy()
+        mean = algorithm.network(theta_i, query.x).detach().numpy()
         np.testing.assert_allclose(view.band.mean, mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(view.path[10], mean, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(view.path[0], algorithm.predict(theta, query.x).detach(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(view.path[0], algorithm.network(meta.theta, query.x).detach(), rtol=1e-5, atol=1e-6)
         assert view.draws.shape == (3, 200, 1)
 
 
 def test_without_a_posterior_the_band_is_the_noise(config):
     run = build(config(*SMOKE, "algorithm=maml", "likelihood.sigma_noise=0.5", "likelihood.learned=false"))
     for view in views(run):
-        np.testing.assert_allclose(view.band.high - view.band.low, 2 * 1.96 * 0.5, rtol=1e-5)
+        np.testing.assert_allclose(view.band.high - view.band.low, 2 * 1.959964 * 0.5, rtol=1e-5)
         assert view.draws is None
 
 

@@ -81,7 +81,7 @@ def test_maml_and_llama_differ_in_the_algorithm_alone(config, name):
     for algorithm in ("maml", "llama"):
         cfg = OmegaConf.to_container(config(f"experiment={name}", f"algorithm={algorithm}", "seed=1"), resolve=True)
         cfg["algorithm"] = {key: cfg["algorithm"][key] for key in ("inner_lr", "inner_steps", "first_order")}
-        found.append({key: value for key, value in cfg.items() if key not in ("choices", "run_dir")})
+        found.append({key: value for key, value in cfg.items() if key not in ("choices", "run_dir", "run_name")})
         found[-1].pop("callbacks"), found[-1].pop("logger")  # they name the run's folder
     assert found[0] == found[1]
 
