@@ -22,7 +22,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchvision.datasets import Omniglot
 
-from meta_exp.runs.build import Run, build
+from meta_exp.runs.build import Run, build, resolve
 from meta_exp.tasks.images.omniglot import find_set
 from meta_exp.tasks.stream import TaskFamily, draw_batch
 
@@ -55,7 +55,8 @@ def train(overrides: Sequence[str], blocks: int, steps: int, their_steps: int) -
     last = (blocks + 1) * steps + 1
     with tempfile.TemporaryDirectory() as folder:
         settings = [f"trainer.max_steps={last}", f"trainer.val_check_interval={last}", "validation_tasks=1"]
-        cfg = composed(["logger=wandb", f"logger.wandb.save_dir={folder}", f"run_dir={folder}", *settings, *overrides])
+        place = [f"logger.wandb.save_dir={folder}", f"run_dir={folder}"]
+        cfg = resolve(composed(["logger=wandb", *place, *settings, *overrides]))
         run = build(cfg)
         turns = Turns(their_loop(cfg, run), steps, their_steps)
         run.trainer.callbacks.append(turns)

@@ -10,7 +10,6 @@ from measure import built
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from meta_exp.likelihoods import Categorical
 from meta_exp.models import MLP, Conv4
 from meta_exp.tasks.episode import Episode
 from meta_exp.training.learner import Learner
@@ -28,7 +27,7 @@ class Peer:
         algorithm = learner.algorithm
         self.maml = l2l.algorithms.MAML(plain(algorithm.model), algorithm.inner_lr, algorithm.first_order)
         self.inner_steps = algorithm.inner_steps
-        self.loss = F.cross_entropy if isinstance(algorithm.likelihood, Categorical) else F.mse_loss
+        self.loss = F.cross_entropy if algorithm.likelihood.targets == "classes" else F.mse_loss
 
     def meta_gradient(self, episodes: Episode) -> list[Tensor]:
         """Return the gradient of the mean over tasks of the query loss, by the parameters."""

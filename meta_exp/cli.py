@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from types import FrameType
 
+from meta_exp.config.checks import one_line
+
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
 
@@ -39,7 +41,7 @@ def run(command: Callable[[], None]) -> None:
     except Exception as error:
         if traceback_wanted or not _expected(error):
             raise
-        sys.exit(f"error: {one_line(error)}")
+        sys.exit(f"error: {reason(error)}")
 
 
 @contextmanager
@@ -90,7 +92,7 @@ def _missing_extra(error: Exception) -> str | None:
     return next((extra for plugin, extra in EXTRAS.items() if plugin in str(error)), None)
 
 
-def one_line(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """Return what an error says, in one line, without what only Hydra's authors need."""
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
@@ -105,4 +107,4 @@ def one_line(error: Exception) -> str:
         near = get_close_matches(str(cause.key), [str(key) for key in cause.parent_node], 1)
         text = text.split("To append")[0] + f"No such key {cause.full_key}"
         text += "".join(f"; did you mean {name}?" for name in near)
-    return " ".join(text.split())
+    return one_line(text or error)

@@ -2,21 +2,25 @@ r"""Predictive distributions of an adapted task, from its posterior N(theta_i, H
 
     map         f(x; theta_i)                                         the network as adapted
     sample      f(x; phi_s),  phi_s ~ N(theta_i, H^-1)                S networks; S = 1 is LLAMA's rule for production
-    linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, S draws of logits else
+    linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, else S draws
+
+A posterior around the mode theta* of the linear model has that in place of theta_i: map is then the linear model at its
+mode, f(x; theta_i) + J(x) (theta* - theta_i), and the two others draw around it.
 
 Every kind gives the same thing, S draws of outputs with a covariance around each, so that the likelihood averages them
-in the right space: probabilities for classes, a mixture of Gaussians for regression.
+in the right space: probabilities for classes, a mixture of densities for regression.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
 from meta_exp.adaptation import Params
 from meta_exp.curvature import Noise, Posterior
-from meta_exp.likelihoods import Gaussian, Likelihood
+from meta_exp.likelihoods import Likelihood
 
 KINDS = ("map", "sample", "linearized")
 Network = Callable[[Params, Tensor], Tensor]
@@ -49,12 +53,16 @@ def predict(
         posterior: around ``theta_i``.
         noise: of S posterior draws, with a leading dimension S.
     """
+    closed = kind == "map" or (kind == "linearized" and likelihood.closed_form)
+    if closed and posterior is not None and posterior.at_mode:
+        at_mode, covariance = (value.to(x.dtype) for value in posterior.moments(x))
+        return Prediction(at_mode[None], torch.zeros_like(covariance) if kind == "map" else covariance)
     mean = network(theta_i, x)
     no_covariance = mean.new_zeros(*mean.shape, mean.shape[-1])
     if kind == "map":
         return Prediction(mean[None], no_covariance)
     assert posterior is not None
-    if kind == "linearized" and isinstance(likelihood, Gaussian):
+    if kind == "linearized" and likelihood.closed_form:
         return Prediction(mean[None], posterior.functional_variance(x).to(mean.dtype))
 
     def draw(noise: Noise) -> Tensor:

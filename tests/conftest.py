@@ -14,6 +14,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
+from meta_exp.runs.build import resolve
 from meta_exp.runs.train import train
 
 REPO = Path(__file__).parents[1]
@@ -47,8 +48,8 @@ def omniglot_root() -> Path:
 
 @pytest.fixture
 def config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig]:
-    """Compose train.yaml with overrides, as train.py does, for a run in a new folder or in ``run_dir``."""
-    return lambda *overrides, run_dir=None: compose_run(run_dir or tmp_path_factory.mktemp("run"), *overrides)
+    """Compose train.yaml with overrides and resolve it, for a run in a new folder or in ``run_dir``."""
+    return lambda *overrides, run_dir=None: resolve(compose_run(run_dir or tmp_path_factory.mktemp("run"), *overrides))
 
 
 def compose_run(folder: Path, *overrides: str) -> DictConfig:

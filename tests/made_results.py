@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from meta_exp.comparison.results import Result
-from meta_exp.scoring.metrics import COVERAGE_LEVELS
+from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.scoring.task import Scores
 
 

@@ -15,9 +15,10 @@ from torch.func import functional_call, jacrev, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from meta_exp.adaptation import Meta, adapt, path
 from meta_exp.algorithms import LLAMA
 from meta_exp.curvature import KFAC, Diagonal, LastLayer
-from meta_exp.likelihoods import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Poisson
 from meta_exp.models import MLP, Affine, BatchNorm, Conv4
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.training.meta_gradient import MetaGradient
@@ -66,8 +67,12 @@ def unvector(v, like):
 
 
 def examples(likelihood, shape, points, outputs, dtype=torch.double):
-    """Random inputs of ``shape`` [..., N, *features] with targets for the likelihood."""
+    """Random inputs of ``shape`` [..., N, *features] with targets for a network of that many ``outputs``."""
     x = torch.randn(*points, *shape, dtype=dtype)
+    if isinstance(likelihood, Poisson):
+        return Examples(x, torch.poisson(torch.full((*points, outputs), 2.0, dtype=dtype)))
+    if isinstance(likelihood, HeteroscedasticGaussian):
+        outputs //= 2
     if isinstance(likelihood, Categorical):
         return Examples(x, torch.randint(outputs, points))
     return Examples(x, torch.randn(*points, outputs, dtype=dtype))
@@ -91,7 +96,23 @@ def task(batch, i=0):
 
 def vmapped_gradient(algorithm, theta, batch, hyper=None):
     """The gradient in theta that training takes."""
-    return MetaGradient(algorithm)(theta, hyper or {}, batch)[1]
+    return MetaGradient(algorithm)(Meta(theta, hyper or {}), batch)[1]
+
+
+def objective_of(algorithm, theta, hyper, episode):
+    """The objective of one task, and its logs, as a function of theta and the hyper-parameters."""
+    meta = Meta(theta, hyper)
+    return algorithm.objective(list(path(algorithm, episode.support, meta, algorithm.inner_steps)), episode, meta)
+
+
+def adapted(algorithm, theta, support, steps):
+    """theta_i after ``steps`` steps."""
+    return adapt(algorithm, support, Meta(theta, {}), steps)
+
+
+def starts(learned):
+    """The tensors of learned values as training begins with them."""
+    return {name: entry.start for name, entry in learned.items()}
 
 
 # The loop: torch.autograd alone
@@ -125,10 +146,10 @@ def loop_adapt(algorithm, theta, support, model):
     """theta_i by gradient steps whose graph is kept in second order."""
     for _ in range(algorithm.inner_steps):
         outputs = functional_call(model, theta, (support.x,))
-        if isinstance(algorithm.likelihood, Categorical):
-            loss = F.cross_entropy(outputs, support.y)
-        else:
+        if isinstance(algorithm.likelihood, Gaussian):
             loss = F.mse_loss(outputs, support.y)
+        else:
+            loss = nll(algorithm.likelihood, outputs, support.y) / support.y.numel()
         gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=not algorithm.first_order)
         theta = {name: p - algorithm.inner_lr * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
     return theta
@@ -203,15 +224,25 @@ def nll(likelihood, outputs, y):
     """-log p(y | f), summed over points."""
     if isinstance(likelihood, Categorical):
         return -outputs.log_softmax(-1)[torch.arange(len(y)), y].sum()
+    if isinstance(likelihood, Poisson):
+        return -torch.distributions.Poisson(outputs.exp()).log_prob(y).sum()
+    if isinstance(likelihood, HeteroscedasticGaussian):
+        d = y.shape[-1]
+        return -torch.distributions.Normal(outputs[:, :d], outputs[:, d:].exp().sqrt()).log_prob(y).sum()
     sigma = likelihood.sigma_noise
     return (((outputs - y) / sigma) ** 2 / 2 + math.log(sigma * math.sqrt(2 * math.pi))).sum()
 
 
 def output_hessian(likelihood, outputs):
-    """Lambda [N, C, C], the Hessian of -log p(y | f) in f."""
+    """Lambda [N, C, C], the Hessian of -log p(y | f) in f on average over y given f."""
     if isinstance(likelihood, Categorical):
         p = outputs.softmax(-1)
         return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    if isinstance(likelihood, Poisson):
+        return torch.diag_embed(outputs.exp())
+    if isinstance(likelihood, HeteroscedasticGaussian):
+        _, log_variance = outputs.chunk(2, -1)
+        return torch.diag_embed(torch.cat([1 / log_variance.exp(), 0 * log_variance + 0.5], -1))
     return torch.eye(outputs.shape[1]).double().expand(len(outputs), -1, -1) / likelihood.sigma_noise**2
 
 
@@ -278,6 +309,8 @@ def with_torch_norms(model):
 CASES = {
     "mlp-gaussian": (lambda: mlp(outputs=2), (2,), 2, Gaussian(0.5)),
     "mlp-categorical": (lambda: mlp(outputs=3), (2,), 3, Categorical()),
+    "mlp-heteroscedastic": (lambda: mlp(outputs=4), (2,), 4, HeteroscedasticGaussian()),
+    "mlp-poisson": (lambda: mlp(outputs=2), (2,), 2, Poisson()),
 } | {
     f"conv4-{norm}-{downsample}": (
         lambda norm=norm, downsample=downsample: conv4(norm, downsample),
@@ -289,6 +322,8 @@ CASES = {
     for downsample in ("stride", "max_pool")
 }
 """Name -> (make the model, input shape, outputs, likelihood)."""
+LIBRARY_CASES = [name for name, (*_, likelihood) in CASES.items() if isinstance(likelihood, Gaussian | Categorical)]
+"""Those whose loss other libraries have."""
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,22 +1,45 @@
 """Every option of every config group composes and builds, and the groups bring one another as documented."""
 
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from meta_exp.algorithms import LLAMA, MAML
+from meta_exp.config.schema import constructor
 from meta_exp.curvature import GGN, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.models import MLP, Conv4
-from meta_exp.runs.build import build
+from meta_exp.runs.build import build, build_learner
 
 CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
 NEEDS = {  # an option that does not go with the default experiment, and what it goes with
     "curvature=none": ["algorithm=maml"],
     "model=conv4": ["dataset=omniglot"],
+    "model=conv4_small": ["dataset=omniglot"],
+    "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
     "likelihood=categorical": ["dataset=omniglot"],
+    "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
 }
+REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
+
+
+def options(group):
+    return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+def builds(cfg):
+    """Whether ``cfg`` describes a learner, or else is refused in one line that names a key."""
+    try:
+        build_learner(cfg, constructor(cfg.dataset, "dataset")())
+    except ValueError as error:
+        if re.fullmatch(REFUSAL, str(error)):
+            return False
+        raise
+    return True
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -24,6 +47,48 @@ def test_every_option_builds(config, option):
     run = build(config(*NEEDS.get(option, []), option))
     assert run.trainer.max_steps >= 1
     assert run.learner.evaluation_steps >= 1
+
+
+@pytest.mark.parametrize("dataset", options("dataset"))
+def test_every_choice_builds_where_it_has_a_meaning(config, tmp_path, dataset):
+    """What has none: Conv4 without images, LLAMA without a curvature, the dense Hessian of a large network."""
+    images = dataset in ("omniglot", "mini_imagenet")
+    for model, algorithm, curvature in product(options("model"), options("algorithm"), options("curvature")):
+        choices = {"dataset": dataset, "model": model, "algorithm": algorithm, "curvature": curvature}
+        cfg = config(*(f"{group}={option}" for group, option in choices.items()), run_dir=tmp_path)
+        assert dict(cfg.choices) == choices
+        meaning = images or model == "mlp"
+        meaning &= (algorithm, curvature) != ("llama", "none") and not (images and curvature == "hessian")
+        assert builds(cfg) == meaning, choices
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_an_experiment_takes_another_choice(config, tmp_path, experiment):
+    images = "omniglot" in experiment or "imagenet" in experiment
+    for choices in (["model=mlp"], ["model=conv4"], ["curvature=none", "algorithm=maml"], ["algorithm=llama"]):
+        cfg = config(f"experiment={experiment}", *choices, run_dir=tmp_path)
+        assert builds(cfg) == (images or choices != ["model=conv4"]), choices
+
+
+@pytest.mark.parametrize("group", ["dataset", "experiment"])
+def test_a_model_is_brought_by_name(group):
+    """Keys of one model would break every other; a model for a use is an option of its own."""
+    for option in options(group):
+        assert "model" not in OmegaConf.load(CONF / group / f"{option}.yaml"), option
+
+
+def test_an_mlp_trains_on_images(config, omniglot_root):
+    cfg = config("dataset=omniglot", "model=mlp", "trainer=smoke", "dataset.meta_batch=2", "dataset.queries=2")
+    run = build(cfg)
+    run.trainer.fit(run.learner, run.stream)
+    assert run.trainer.global_step == 4
+
+
+def test_miniimagenet_has_the_network_of_its_paper(config):
+    for option in ("dataset=mini_imagenet", "experiment=miniimagenet_5way_5shot"):
+        model = config(option).model
+        assert (model.filters, model.downsample) == (32, "max_pool")
+    assert config("experiment=omniglot_curvature_ablation").model.filters == 32
 
 
 def test_defaults_are_llama_on_sinusoids(config):

@@ -1,6 +1,8 @@
-"""Meta-objectives of one task, each an equation: MAML and LLAMA."""
+"""Meta-learning algorithms, one file each: a task's path and its meta-objective as an equation."""
 
+from meta_exp.algorithms.base import Algorithm, Logs
 from meta_exp.algorithms.llama import LLAMA
+from meta_exp.algorithms.llama_predictive import LLAMAPredictive
 from meta_exp.algorithms.maml import MAML
 
-__all__ = ["LLAMA", "MAML"]
+__all__ = ["LLAMA", "MAML", "Algorithm", "LLAMAPredictive", "Logs"]

@@ -17,11 +17,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from meta_exp.adaptation import Params
-from meta_exp.algorithms.maml import MAML, Logs
+from meta_exp.adaptation import Meta, Params
+from meta_exp.algorithms.base import Logs
+from meta_exp.algorithms.maml import MAML
 from meta_exp.config.checks import require
 from meta_exp.curvature import Curvature
-from meta_exp.likelihoods import Hyper
+from meta_exp.hyper import Learned
 from meta_exp.tasks.episode import Episode
 
 
@@ -55,17 +56,20 @@ class LLAMA(MAML):
         """Eta, given or the curvature's default."""
         return self.curvature.default_eta if self.eta is None else self.eta
 
-    def hyperparameters(self) -> Hyper:
+    def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: sigma and tau, if asked."""
         return self.likelihood.hyperparameters() | self.curvature.hyperparameters()
 
-    def objective_at(self, theta_i: Params, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
-        """Return the objective as a function of theta_i too."""
-        likelihood = self.likelihood.at(hyper)
-        nll = likelihood.nll(self.predict(theta_i, episode.query.x), episode.query.y)
-        posterior = self.curvature.posterior(theta_i, getattr(episode, self.data), likelihood, hyper)
+    def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
+        """Return the objective at theta_i, and the log det."""
+        theta_i = path[-1]
+        posterior = self.posterior(theta_i, getattr(episode, self.data), meta)
+        assert posterior is not None
+        nll = self.query_nll(theta_i, posterior, episode, meta)
         log_det = posterior.log_det_ratio().to(nll.dtype)
         total = nll + self.weight * log_det
         if self.prior_term:
-            total = total + self.curvature.prior_term(theta_i, theta, hyper)
+            way = posterior.mode() or {}
+            centre = theta_i | {name: theta_i[name] + value for name, value in way.items()}
+            total = total + self.curvature.prior_term(centre, meta.theta, meta.hyper)
         return total / len(episode.query.y), {"log_det": log_det}

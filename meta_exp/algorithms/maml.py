@@ -5,76 +5,97 @@ r"""MAML (Finn, Abbeel, Levine 2017): the query set's -log p at the adapted para
 
 S_i and Q_i are the support and query set of task i, M the number of query points, alpha the inner learning rate. The
 division by M makes the outer learning rate mean the same for any number of queries.
+
+With a curvature, adaptation can go further than gradient steps do. ``inner_loop=gauss_newton`` takes K steps to the
+mode of the model that is linear at theta^k, with the prior N(theta, I / tau); ``mode`` ends the path in that of the
+linear model at theta_i, whose outputs take the network's place:
+
+    objective_i = -log p(Q_i | f + J (theta* - theta_i)) / M
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from meta_exp.adaptation import Params, adapt, step
+from meta_exp.adaptation import Meta, Params, gradient_step
+from meta_exp.algorithms.base import Algorithm, Logs
 from meta_exp.config.checks import require
-from meta_exp.curvature import Curvature, Posterior
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.curvature import Posterior
 from meta_exp.tasks.episode import Episode, Examples
-
-Logs = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAML:
-    """The objective of one task; ``inner_lr`` is alpha, ``inner_steps`` is K.
+class MAML(Algorithm):
+    """The objective of one task.
 
-    MAML trains without a curvature; one given here serves evaluation, as Laplace's approximation after the fact.
+    MAML trains without a curvature, unless it adapts to the mode; one given here serves evaluation, as Laplace's
+    approximation after the fact.
+
+    Attributes:
+        inner_lr: alpha.
+        inner_steps: K; may be 0 where the path ends in the mode.
+        inner_loop: what a step is; ``gauss_newton`` takes no alpha.
+        first_order: take inner gradients as constants.
+        mode: end in the mode of the linear model, in training and wherever the run is used.
     """
 
-    model: nn.Module
-    likelihood: Likelihood
-    curvature: Curvature | None = None
     inner_lr: float
-    inner_steps: int = 1
+    inner_loop: Literal["gradient", "gauss_newton"] = "gradient"
     first_order: bool = False
+    mode: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a rate or a number of steps that adapts nothing."""
+        """Refuse a rate or a number of steps that adapts nothing, and a tau that nothing trains."""
+        super().__post_init__()
         require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
-        require(self.inner_steps >= 1, "algorithm.inner_steps", "at least 1", self.inner_steps)
+        least = 0 if self.mode else 1
+        require(self.inner_steps >= least, "algorithm.inner_steps", f"at least {least}", self.inner_steps)
+        loops = ("gradient", "gauss_newton")
+        require(self.inner_loop in loops, "algorithm.inner_loop", "gradient or gauss_newton", self.inner_loop)
+        key = "algorithm.mode=true" if self.mode else f"algorithm.inner_loop={self.inner_loop}"
+        able = self.curvature is not None and self.curvature.finds_mode
+        got = f"curvature={type(self.curvature).__name__.lower() if self.curvature else 'none'}"
+        needed = self.mode or self.inner_loop == "gauss_newton"
+        remedy = "choose curvature=ggn or last_layer"
+        require(able or not needed, key, "a curvature that can find the mode", got, remedy)
+        got = type(self.likelihood).__name__
+        require(self.likelihood.concave or not needed, key, "a likelihood whose log is concave in the outputs", got)
         learned = self.curvature is not None and self.curvature.learned
         remedy = "set it to false; tune_prior_precision=linearized tunes tau after training"
         trains = not learned or "log_prior_precision" in self.hyperparameters()
         require(trains, "curvature.learned=true", "algorithm=llama", "algorithm=maml, which trains without tau", remedy)
 
-    def predict(self, params: Params, x: Tensor) -> Tensor:
-        """Return the network's outputs [N, C] at x [N, *features]."""
-        return functional_call(self.model, params, (x,))
+    def step(self, params: Params, support: Examples, k: int, meta: Meta) -> Params:
+        """Return theta^{k+1} of theta^k, a step on the support set."""
+        if self.inner_loop == "gauss_newton":
+            return self._mode(params, support, meta)
+        return gradient_step(partial(self.loss, data=support), params, lr=self.inner_lr, first_order=self.first_order)
 
-    def step(self, params: Params, support: Examples) -> Params:
-        """Return theta^{k+1} of theta^k, one step on the support set."""
-        return step(self._loss(support), params, lr=self.inner_lr, first_order=self.first_order)
+    def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
+        """Return -log p(Q_i | theta_i) / M."""
+        posterior = self.posterior(path[-1], episode.support, meta) if self.mode else None
+        return self.query_nll(path[-1], posterior, episode, meta) / len(episode.query.y), {}
 
-    def adapt(self, theta: Params, support: Examples, steps: int) -> list[Params]:
-        """Return the path from theta to theta_i after ``steps`` steps on the support set."""
-        return adapt(self._loss(support), theta, lr=self.inner_lr, steps=steps, first_order=self.first_order)
-
-    def hyperparameters(self) -> Hyper:
-        """Return what is learned beside theta: sigma, if asked."""
-        return self.likelihood.hyperparameters()
-
-    def objective(self, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
-        """Return the task's meta-objective, differentiable in ``theta`` and ``hyper``, and scalars to log."""
-        return self.objective_at(self.adapt(theta, episode.support, self.inner_steps)[-1], theta, hyper, episode)
-
-    def objective_at(self, theta_i: Params, theta: Params, hyper: Hyper, episode: Episode) -> tuple[Tensor, Logs]:
-        """Return the objective as a function of theta_i too."""
-        nll = self.likelihood.at(hyper).nll(self.predict(theta_i, episode.query.x), episode.query.y)
-        return nll / len(episode.query.y), {}
-
-    def posterior(self, theta_i: Params, data: Examples, hyper: Hyper) -> Posterior | None:
-        """Return the Laplace posterior around theta_i given ``data``, where there is a curvature."""
+    def posterior(self, params: Params, data: Examples, meta: Meta) -> Posterior | None:
+        """Return the Laplace posterior given ``data``, where there is a curvature: around theta_i, or the mode."""
         if self.curvature is None:
             return None
-        return self.curvature.posterior(theta_i, data, self.likelihood.at(hyper), hyper)
+        prior_mean = meta.theta if self.mode else None
+        return self.curvature.posterior(params, data, self.likelihood.at(meta.hyper), meta.hyper, prior_mean)
 
-    def _loss(self, support: Examples) -> Callable[[Params], Tensor]:
-        return lambda params: self.likelihood.loss(self.predict(params, support.x), support.y)
+    def query_nll(self, params: Params, posterior: Posterior | None, episode: Episode, meta: Meta) -> Tensor:
+        """Return -log p(Q_i | theta_i), a sum over points; in the linear model where ``posterior`` is at its mode."""
+        if posterior is None or not posterior.at_mode:
+            return self.nll(params, episode.query, meta)
+        [outputs] = self.predict("map", params, episode.query.x, meta, posterior).outputs
+        return self.likelihood.at(meta.hyper).nll(outputs, episode.query.y)
+
+    def _mode(self, params: Params, support: Examples, meta: Meta) -> Params:
+        """Return the mode of the model that is linear at ``params``."""
+        assert self.curvature is not None
+        likelihood = self.likelihood.at(meta.hyper)
+        found = self.curvature.posterior(params, support, likelihood, meta.hyper, meta.theta).mode()
+        assert found is not None
+        return params | {name: params[name] + value for name, value in found.items()}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from meta_exp.comparison.results import TITLES, Configuration, describe
+from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
-from meta_exp.scoring.metrics import COVERAGE_LEVELS
 
 SWEPT = {"algorithm.eta": "eta", "curvature.prior_precision": "tau"}
 

@@ -36,6 +36,7 @@ from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.runs.test_set import score_tasks
 from meta_exp.training.learning_curve import read_curve
+from meta_exp.training.precision import set_precision
 
 MARKS = ("config.yaml", "train.log", "metrics.json")  # any of them makes a folder a run's
 WIDEST = 1000  # characters
@@ -119,6 +120,8 @@ def _evaluate(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Resu
 def _result(run: Restored, advance: Any) -> Result:
     tasks = run.cfg.test_tasks
     require(isinstance(tasks, int) and tasks >= 2, "test_tasks", "an integer, at least 2, for an interval", tasks)
+    images = len(run.family.input_shape) == 3
+    set_precision(run.cfg.get("matmul_precision", "highest"), images)  # the same digits need the same products
     scores = score_tasks(run.learner, run.family, tasks, _device(run), advance)
     return Result(
         folder=run.folder,
@@ -197,14 +200,20 @@ def write_csv(file: Path, results: Sequence[Result]) -> None:
 def _draw(
     configurations: Sequence[Configuration], overrides: Sequence[str], drawn: Sequence[charts.Chart], folder: Path
 ) -> dict[str, Path]:
-    """Draw the charts, and new tasks for the first run of each configuration; return these pictures by title."""
+    """Draw the charts, and new tasks for the first run of each configuration; return those pictures by title.
+
+    A family that has no picture, or one that fails, is left out.
+    """
     folder.mkdir(exist_ok=True)
     plots.draw_charts(drawn, folder)
-    drawings = {}
+    drawings: dict[str, Path] = {}
     for number, configuration in enumerate(configurations, 1):
         first = configuration.runs[0]
         run = open_run(first.folder, overrides)
         title = f"{configuration.name}, seed {first.seed}"
-        files = pictures.draw(run.learner, run.family, title, folder / f"tasks_{number}")
-        drawings[title] = next(file for file in files if file.suffix == ".png")
+        place = folder / f"tasks_{number}"
+        files = pictures.draw_or_warn(run.learner, run.family, title, place, "the comparison goes on")
+        for file in files:
+            if file.suffix == ".png":
+                drawings[title] = file
     return drawings

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +17,7 @@ MARKERS = "os^Dv<>PX"
 
 def draw_charts(charts: Sequence[Chart], folder: Path) -> list[Path]:
     """Draw each chart into ``folder`` as PNG and SVG, named for it, and return the files."""
-    with plt.style.context(STYLE):
+    with matplotlib.style.context(STYLE):
         return [file for chart in charts for file in save(draw_chart(chart), folder / chart.name)]
 
 
@@ -25,9 +25,8 @@ def draw_chart(chart: Chart) -> Figure:
     """Draw curves with their bands, and the bars below them where there are some; legible without colour."""
     rows, height = (2, 4.6) if chart.bars else (1, 3.4)
     ratios = {"height_ratios": [3, 1]} if chart.bars else None
-    figure, grid = plt.subplots(
-        rows, 1, figsize=(5.6, height), layout="constrained", sharex=True, squeeze=False, gridspec_kw=ratios
-    )
+    figure = Figure(figsize=(5.6, height), layout="constrained")
+    grid = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw=ratios)
     ax = grid[0, 0]
     if chart.diagonal:
         ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=0)

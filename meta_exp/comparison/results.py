@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 from scipy.special import stdtrit
 
 from meta_exp.config.keys import Keys, is_identity, within
+from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
 from meta_exp.runs.test_set import mean_and_half_width, summarize
-from meta_exp.scoring.metrics import COVERAGE_LEVELS, defined
+from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores
 
 TITLES = {  # of the scores of a predictive, in the order of a table

@@ -5,3 +5,8 @@ def require(holds: bool, key: str, expected: str, got: object, remedy: str = "")
     """Raise ValueError ``key: expected X, got Y; remedy`` unless ``holds``."""
     if not holds:
         raise ValueError(f"{key}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else ""))
+
+
+def one_line(said: BaseException | str) -> str:
+    """Return a text, or what an error says, in one line; its type where it says nothing."""
+    return " ".join(str(said).split()) or type(said).__name__

@@ -17,13 +17,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from meta_exp.config.checks import require
 
 
-def constructor(part: DictConfig, group: str) -> Callable[..., Any]:
+def constructor(part: DictConfig, group: str) -> partial[Any]:
     """Return the constructor that the config ``part`` of ``group`` names, with the part's values filled in.
 
     Raises:
-        ValueError: a key is unknown, or a value is of the wrong type.
+        ValueError: no constructor is named, a key is unknown, or a value is of the wrong type.
     """
-    filled = instantiate(part, _partial_=True, _convert_="all")
+    require("_target_" in part, f"{group}._target_", "the class that it chooses", "none", f"choose one by {group}=NAME")
+    filled: partial[Any] = instantiate(part, _partial_=True, _convert_="all")
     parameters = inspect.signature(filled.func).parameters
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for key in filled.keywords:

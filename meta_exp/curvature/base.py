@@ -5,22 +5,27 @@ gives the posterior N(theta_i, H^-1) of one task. tau is fixed, or learned with 
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from meta_exp.adaptation import Params
+from meta_exp.adaptation import Noise, Params
 from meta_exp.config.checks import require
 from meta_exp.curvature.taps import Taps
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper, Learned, in_log_space
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
-
-Noise = Any  # a pytree of standard normal draws; each structure has its own
 
 
 class Posterior(ABC):
-    """N(theta_i, H^-1) of one task, over the parameters that the structure treats."""
+    """N(theta_i, H^-1) of one task, or N(theta*, H^-1), over the parameters that the structure treats.
+
+    Attributes:
+        at_mode: whether its mean is the mode theta* of the model that is linear at theta_i.
+    """
+
+    at_mode: ClassVar[bool] = False
 
     @abstractmethod
     def log_det_ratio(self) -> Tensor:
@@ -33,6 +38,22 @@ class Posterior(ABC):
     @abstractmethod
     def functional_variance(self, x: Tensor) -> Tensor:
         """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
+
+    def mode(self) -> Params | None:
+        """Return theta* - theta_i, from theta_i to the posterior's mean theta*; None where that is theta_i itself."""
+        return None
+
+    def moments(self, x: Tensor, joint: bool = False) -> tuple[Tensor, Tensor]:
+        """Return mean and covariance of the outputs at x in the linear model, where the mean is the mode.
+
+        Args:
+            x: inputs [M, *features].
+            joint: of all outputs together.
+
+        Returns:
+            Mean [M, C], and covariance [M, C, C] or, ``joint``, [M C, M C], in float64 and differentiable.
+        """
+        raise NotImplementedError(type(self).__name__)
 
     def diagnostics(self) -> dict[str, Tensor]:
         """Scalars that say where the approximation failed; here it cannot."""
@@ -49,9 +70,11 @@ class Curvature(ABC):
 
     Attributes:
         default_eta: LLAMA's weight of this structure's log det; those of different structures are not comparable.
+        finds_mode: whether posteriors can be around the mode.
     """
 
     default_eta: ClassVar[float] = 0.05
+    finds_mode: ClassVar[bool] = False
 
     def __init__(self, taps: Taps, prior_precision: float, learned: bool) -> None:
         require(prior_precision > 0, "curvature.prior_precision", "a precision > 0", prior_precision)
@@ -61,8 +84,18 @@ class Curvature(ABC):
         self.parameter_names = [f"{n}.{p}" for n, layer in taps.layers.items() for p, _ in layer.named_parameters()]
 
     @abstractmethod
-    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> Posterior:
-        """Return the posterior of one task around ``params`` given its N examples."""
+    def posterior(
+        self,
+        params: Params,
+        data: Examples,
+        likelihood: Likelihood,
+        hyper: Hyper,
+        prior_mean: Params | None = None,
+    ) -> Posterior:
+        """Return the posterior of one task given its N examples, linearised at theta_i = ``params``.
+
+        Its mean is theta_i, or with ``prior_mean`` theta the mode of the linear model.
+        """
 
     def noise(
         self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood
@@ -73,9 +106,9 @@ class Curvature(ABC):
         """
         return {name: draw_normal(generator, (*shape, *theta[name].shape), theta) for name in self.parameter_names}
 
-    def hyperparameters(self) -> Hyper:
-        """Return what is learned beside theta, in log space."""
-        return {"log_prior_precision": torch.tensor(float(self.prior_precision)).log()} if self.learned else {}
+    def hyperparameters(self) -> dict[str, Learned]:
+        """Return what is learned beside theta: tau, in log space."""
+        return in_log_space("prior_precision", self.prior_precision) if self.learned else {}
 
     def tau(self, hyper: Hyper) -> Tensor:
         """Return the prior precision: that of ``hyper``, learned or tuned, or else the fixed one."""

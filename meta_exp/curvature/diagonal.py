@@ -16,7 +16,8 @@ from meta_exp.curvature.base import Curvature
 from meta_exp.curvature.layerwise import DiagonalPrecision, LayerwisePosterior
 from meta_exp.curvature.rows import jacobian_rows
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
 
@@ -30,9 +31,16 @@ class Diagonal(Curvature):
     ) -> None:
         super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
 
-    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> LayerwisePosterior:
-        """Return the posterior of one task around ``params`` given its N examples."""
-        rows = jacobian_rows(self.taps, params, data.x, likelihood.hessian_sqrt)
+    def posterior(
+        self,
+        params: Params,
+        data: Examples,
+        likelihood: Likelihood,
+        hyper: Hyper,
+        prior_mean: Params | None = None,
+    ) -> LayerwisePosterior:
+        """Return the posterior of one task around ``params``, or the mode, given its N examples."""
+        _, rows = jacobian_rows(self.taps, params, data.x, likelihood.hessian_sqrt)
         tau = self.tau(hyper).to(data.x.device).double()
         precisions = {name: DiagonalPrecision(block.column_squares(), tau) for name, block in rows.items()}
         return LayerwisePosterior(precisions, self.taps, params)

@@ -12,30 +12,23 @@ The ratio is what is optimised and logged: P log tau alone reaches 1e5 and would
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from meta_exp.adaptation import Params
 from meta_exp.curvature.base import Curvature, Posterior, draw_normal
-from meta_exp.curvature.rows import Directions, Rows, identity_directions, to_matrix, to_params
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.curvature.mode import DualNoise, ModePosterior
+from meta_exp.curvature.rows import Directions, Jacobian, OutputsRows, Rows, identity_directions, to_matrix, to_params
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
-
-
-class DualNoise(NamedTuple):
-    """Standard normal draws: ``prior`` shaped as the parameters, ``data`` [R]; vmap over leading dimensions."""
-
-    prior: Params
-    data: Tensor
 
 
 class DualPosterior(Posterior):
     """N(theta_i, (tau I + G^T G)^-1) over the layers that G has rows for."""
 
-    def __init__(self, rows: Rows, tau: Tensor, layers: dict[str, nn.Module], jacobian: Callable[[Tensor], Rows]):
+    def __init__(self, rows: Rows, tau: Tensor, layers: dict[str, nn.Module], jacobian: Jacobian) -> None:
         self.rows, self.tau, self.layers, self.jacobian = rows, tau.double(), layers, jacobian
         gram = sum(block.gram(block) for block in rows.values())
         assert isinstance(gram, Tensor)
@@ -61,8 +54,8 @@ class DualPosterior(Posterior):
 
     def functional_variance(self, x: Tensor) -> Tensor:
         """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
-        jacobian = self.jacobian(x)
-        outputs = len(next(iter(jacobian.values()))) // len(x)
+        values, jacobian = self.jacobian(x)
+        outputs = values.shape[1]
         own = torch.stack([block.squares(outputs) for block in jacobian.values()]).sum(0)
         cross = torch.stack([block.gram(self.rows[name]) for name, block in jacobian.items()]).sum(0)
         v = torch.linalg.solve_triangular(self.factor, cross.T, upper=False).T.unflatten(0, (-1, outputs))
@@ -72,18 +65,30 @@ class DualPosterior(Posterior):
 class Dual(Curvature):
     """A structure that is given by its rows."""
 
+    finds_mode = True
+
     @abstractmethod
-    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
-        """Return the rows of D_n^T J_n at x for the layers treated, with D = ``directions(outputs)``."""
+    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> tuple[Tensor, Rows]:
+        """Return outputs [N, C] at x, and the layers' rows of D_n^T J_n, with D = ``directions(outputs)``."""
 
-    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> DualPosterior:
-        """Return the posterior of one task around ``params`` given its N examples."""
-        rows = self.jacobian_rows(params, data.x, likelihood.hessian_sqrt)
+    def posterior(
+        self,
+        params: Params,
+        data: Examples,
+        likelihood: Likelihood,
+        hyper: Hyper,
+        prior_mean: Params | None = None,
+    ) -> Posterior:
+        """Return the posterior of one task linearised at ``params``, around the mode where ``prior_mean`` is given."""
+        tau = self.tau(hyper).to(data.x.device)
 
-        def jacobian(x: Tensor) -> Rows:
+        def jacobian(x: Tensor) -> OutputsRows:
             return self.jacobian_rows(params, x, identity_directions)
 
-        return DualPosterior(rows, self.tau(hyper).to(data.x.device), self.taps.layers, jacobian)
+        if prior_mean is not None:
+            return ModePosterior(likelihood, data, tau, self.taps.layers, jacobian, params, prior_mean)
+        _, rows = self.jacobian_rows(params, data.x, likelihood.hessian_sqrt)
+        return DualPosterior(rows, tau, self.taps.layers, jacobian)
 
     def noise(
         self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood

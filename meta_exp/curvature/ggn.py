@@ -25,6 +25,6 @@ class GGN(Dual):
     ) -> None:
         super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
 
-    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
-        """Return the rows of D_n^T J_n for every layer."""
+    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> tuple[Tensor, Rows]:
+        """Return the outputs, and the rows of D_n^T J_n for every layer."""
         return jacobian_rows(self.taps, params, x, directions)

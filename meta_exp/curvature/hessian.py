@@ -19,7 +19,8 @@ from meta_exp.config.checks import require
 from meta_exp.curvature.base import Curvature, Posterior
 from meta_exp.curvature.spectrum import eigh
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
 
@@ -89,8 +90,15 @@ class Hessian(Curvature):
         require(count <= max_parameters, "curvature=hessian", f"at most {max_parameters} parameters", got, remedy)
         super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
 
-    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> HessianPosterior:
-        """Return the posterior of one task around ``params`` given its N examples."""
+    def posterior(
+        self,
+        params: Params,
+        data: Examples,
+        likelihood: Likelihood,
+        hyper: Hyper,
+        prior_mean: Params | None = None,
+    ) -> HessianPosterior:
+        """Return the posterior of one task around ``params``, or the mode, given its N examples."""
         model = self.taps.model
         params = {name: params[name].double() for name in self.parameter_names}
 

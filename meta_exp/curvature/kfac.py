@@ -33,9 +33,10 @@ from meta_exp.curvature.layerwise import DiagonalPrecision, LayerPrecision, Laye
 from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, pull, squares, with_bias
 from meta_exp.curvature.spectrum import eigenbasis, eigenvalues
 from meta_exp.curvature.taps import Taps, layers_with_parameters
-from meta_exp.likelihoods import Hyper, Likelihood
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.models.convolution import Conv2d
-from meta_exp.models.norm import Affine, couples_points
+from meta_exp.models.norm import Affine
 from meta_exp.tasks.episode import Examples
 
 TABLE = 65521  # signs; a prime, so that offsets of tasks on a grid spread
@@ -107,11 +108,18 @@ class KFAC(Curvature):
         self.probes = probes
         self.table = 2.0 * torch.randint(2, (TABLE,), generator=torch.Generator().manual_seed(seed)) - 1
 
-    def posterior(self, params: Params, data: Examples, likelihood: Likelihood, hyper: Hyper) -> LayerwisePosterior:
-        """Return the posterior of one task around ``params`` given its N examples."""
+    def posterior(
+        self,
+        params: Params,
+        data: Examples,
+        likelihood: Likelihood,
+        hyper: Hyper,
+        prior_mean: Params | None = None,
+    ) -> LayerwisePosterior:
+        """Return the posterior of one task around ``params``, or the mode, given its N examples."""
         outputs, inputs, pullback = self.taps.linearize(params, data.x)
         roots = likelihood.hessian_sqrt(outputs)
-        coupled = couples_points(self.taps.model)
+        coupled = self.taps.coupled
         if self.probes is None:
             along = cotangents(roots, coupled)
         else:

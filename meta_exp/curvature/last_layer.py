@@ -30,9 +30,9 @@ class LastLayer(Dual):
         expected = f"{self.name!r}, the layer defined last, to give the outputs themselves"
         require(self.name in self.taps.final, "curvature=last_layer", expected, "something after it")
 
-    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> Rows:
-        """Return the rows of D_n^T J_n for the last layer."""
+    def jacobian_rows(self, params: Params, x: Tensor, directions: Directions) -> tuple[Tensor, Rows]:
+        """Return the outputs, and the rows of D_n^T J_n for the last layer."""
         outputs, inputs, _ = self.taps.linearize(params, x)
         d = directions(outputs)
         features = inputs[self.name].repeat_interleave(d.shape[-1], 0)
-        return {self.name: Outer(d.mT.flatten(0, 1), features, self.layer.bias is not None)}
+        return outputs, {self.name: Outer(d.mT.flatten(0, 1), features, self.layer.bias is not None)}

@@ -76,6 +76,6 @@ class LayerwisePosterior(Posterior):
 
     def functional_variance(self, x: Tensor) -> Tensor:
         """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
-        rows = jacobian_rows(self.taps, self.params, x, identity_directions)
+        _, rows = jacobian_rows(self.taps, self.params, x, identity_directions)
         variances = [block.variance(rows[name], self.taps.outputs) for name, block in self.precisions.items()]
         return torch.stack(variances).sum(0)

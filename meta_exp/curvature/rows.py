@@ -21,7 +21,7 @@ from torch.func import vmap
 
 from meta_exp.adaptation import Params
 from meta_exp.curvature.taps import Layers, Pullback, Taps
-from meta_exp.models.norm import Affine, couples_points
+from meta_exp.models.norm import Affine
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Outer:
 
     def __len__(self) -> int:
         return len(self.g)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows' entries."""
+        return self.g.dtype
 
     @property
     def inputs(self) -> Tensor:
@@ -78,6 +83,11 @@ class Dense:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows' entries."""
+        return self.rows.dtype
+
     def gram(self, other: Any) -> Tensor:
         """Inner products [R, R'] with the rows of another block of the same layer and kind, in float64."""
         return _products(self.rows.flatten(1), other.rows.flatten(1))
@@ -110,6 +120,8 @@ class Dense:
 Block = Outer | Dense
 Rows = dict[str, Block]
 Directions = Callable[[Tensor], Tensor]
+OutputsRows = tuple[Tensor, Rows]  # named here: torch.compile cannot build the type inside a traced function
+Jacobian = Callable[[Tensor], OutputsRows]  # of outputs [N, C] at x, with C rows a point
 
 
 def identity_directions(outputs: Tensor) -> Tensor:
@@ -118,8 +130,8 @@ def identity_directions(outputs: Tensor) -> Tensor:
     return torch.eye(dim, dtype=outputs.dtype, device=outputs.device).expand(points, dim, dim)
 
 
-def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions) -> Rows:
-    """Return the N K rows of D_n^T J_n for all points, point by point.
+def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions) -> tuple[Tensor, Rows]:
+    """Return the outputs [N, C], and the N K rows of D_n^T J_n for all points, point by point.
 
     Args:
         taps: the network's hooks.
@@ -131,9 +143,9 @@ def jacobian_rows(taps: Taps, params: Params, x: Tensor, directions: Directions)
     on every input) it takes N K passes over the whole set, exact and dear.
     """
     outputs, inputs, pullback = taps.linearize(params, x)
-    coupled = couples_points(taps.model)
-    gradients = pull(pullback, cotangents(directions(outputs), coupled))
-    return {name: layer_rows(layer, inputs[name], gradients[name], coupled) for name, layer in taps.layers.items()}
+    gradients = pull(pullback, cotangents(directions(outputs), taps.coupled))
+    rows = {n: layer_rows(layer, inputs[n], gradients[n], taps.coupled) for n, layer in taps.layers.items()}
+    return outputs, rows
 
 
 def pull(pullback: Pullback, along: Tensor) -> Layers:

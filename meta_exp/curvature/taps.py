@@ -17,6 +17,7 @@ from torch.func import functional_call, vjp
 from meta_exp.adaptation import Params
 from meta_exp.config.checks import require
 from meta_exp.models.norm import Affine
+from meta_exp.models.probe import couples_points
 
 Layers = dict[str, Tensor]
 Pullback = Callable[[Tensor], tuple[Layers]]
@@ -25,8 +26,10 @@ SUPPORTED = (nn.Linear, nn.Conv2d, Affine)
 
 
 def layers_with_parameters(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that hold parameters themselves, by name, in order of definition."""
-    return {name: module for name, module in model.named_modules() if list(module.parameters(recurse=False))}
+    """Return the modules that hold trained parameters themselves, by name, in order of definition."""
+    own = {name: list(module.parameters(recurse=False)) for name, module in model.named_modules()}
+    trained = [name for name, parameters in own.items() if any(p.requires_grad for p in parameters)]
+    return {name: module for name, module in model.named_modules() if name in trained}
 
 
 def _unfolds(layer: nn.Conv2d) -> bool:
@@ -44,6 +47,11 @@ def _keep(results: Layers, name: str) -> Callable[..., None]:
 class Taps:
     """Hooks on the named ``layers`` of ``model``.
 
+    Attributes:
+        coupled: whether an output depends on other points of its batch.
+        outputs: dimensions of an output.
+        final: the layers whose result is the network's output itself.
+
     Raises:
         ValueError: a layer is of a kind that is not treated, shares its parameters with another, or is not called
             exactly once.
@@ -57,8 +65,11 @@ class Taps:
             treated = isinstance(module, SUPPORTED) and (not isinstance(module, nn.Conv2d) or _unfolds(module))
             expected = f"one of {kinds} (ungrouped, padded by a number of zeros)"
             require(treated, f"curvature on layer {name!r}", expected, module)
+            whole = all(parameter.requires_grad for parameter in module.parameters(recurse=False))
+            require(whole, f"curvature on layer {name!r}", "a layer trained or frozen as a whole", "a part of each")
         uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         require(max(uses.values()) == 1, "curvature", "layers with parameters of their own", "shared parameters")
+        self.coupled = couples_points(model, input_shape)
         self._zeros: Layers | None = None
         self._inputs: Layers = {}
         results: Layers = {}

@@ -11,22 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_exp.likelihoods.base import Hyper
+from meta_exp.likelihoods.base import Likelihood
+from meta_exp.likelihoods.predictive import ClassPredictive
 
 
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(Likelihood):
     """Classification: outputs are C logits, targets are integers 0 .. C-1."""
 
+    targets = "classes"
     metric = "accuracy"
 
-    def hyperparameters(self) -> Hyper:
-        """Return what is learned beside theta: nothing."""
-        return {}
-
-    def at(self, hyper: Hyper) -> Self:
-        """Return this likelihood; it has no hyper-parameter."""
-        return self
+    def outputs_for(self, dimensions: int) -> int:
+        """A logit for each class."""
+        return dimensions
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits [N, C], the inner loop's loss."""
@@ -35,6 +33,10 @@ class Categorical:
     def nll(self, outputs: Tensor, y: Tensor) -> Tensor:
         """-log p(y | f), summed over the N points."""
         return F.cross_entropy(outputs, y, reduction="sum")
+
+    def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return d log p(y | f) / df [N, C] = [y = c] - p_c."""
+        return F.one_hot(y, outputs.shape[-1]) - outputs.softmax(-1)
 
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, C, C-1] with S_n S_n^T = Lambda_n = diag(p) - p p^T.
@@ -56,14 +58,27 @@ class Categorical:
         """Columns of each S_n: the logits' common shift carries no information."""
         return outputs - 1
 
-    def log_predictive(self, outputs: Tensor, covariance: Tensor, y: Tensor) -> Tensor:
-        """Log of the averaged probability [M] that the S draws of logits [S, M, C] give to the class y [M].
+    def predictive(self, outputs: Tensor, covariance: Tensor) -> "CategoricalPredictive":
+        """Return the mixture over S draws of logits [S, M, C], which carry their spread themselves."""
+        return CategoricalPredictive(outputs)
 
-        ``covariance`` is there for the Gaussian's sake; draws of logits carry their spread themselves.
-        """
-        chosen = outputs.log_softmax(-1).gather(-1, y.expand(len(outputs), -1)[..., None])[..., 0]
-        return chosen.logsumexp(0) - log(len(outputs))
 
-    def score(self, outputs: Tensor, y: Tensor) -> Tensor:
-        """1 where the class of the highest averaged probability is y, else 0; [M]."""
-        return (outputs.softmax(-1).mean(0).argmax(-1) == y).to(outputs.dtype)
+class CategoricalPredictive(ClassPredictive):
+    """The averaged probabilities of S draws of logits [S, M, C]."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Averaged probabilities [M, C]."""
+        return self.logits.softmax(-1).mean(0)
+
+    def given(self, classes: int) -> Self:
+        """Return the predictive given that y is one of the first ``classes``, in each draw."""
+        return type(self)(self.logits[..., :classes])
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        """Log of the averaged probability [M] of the class y [M]."""
+        chosen = self.logits.log_softmax(-1).gather(-1, y.expand(len(self.logits), -1)[..., None])[..., 0]
+        return chosen.logsumexp(0) - log(len(self.logits))

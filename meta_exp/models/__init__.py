@@ -2,6 +2,16 @@
 
 from meta_exp.models.conv4 import Conv4
 from meta_exp.models.mlp import MLP
-from meta_exp.models.norm import Affine, BatchNorm, GroupNorm, refuse_fused_norms
+from meta_exp.models.norm import Affine, BatchNorm, GroupNorm
+from meta_exp.models.probe import couples_points, refuse_fused_norms, refuse_repeated_layers
 
-__all__ = ["MLP", "Affine", "BatchNorm", "Conv4", "GroupNorm", "refuse_fused_norms"]
+__all__ = [
+    "MLP",
+    "Affine",
+    "BatchNorm",
+    "Conv4",
+    "GroupNorm",
+    "couples_points",
+    "refuse_fused_norms",
+    "refuse_repeated_layers",
+]

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from meta_exp.config.checks import require
 
-FUSED = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.LayerNorm)
-
 
 class Affine(nn.Module):
     """gamma x + beta, a scale and a shift per channel of x [N, channels, ...]."""
@@ -68,20 +66,3 @@ class GroupNorm(nn.Module):
 def _channels_last(x: Tensor) -> bool:
     """Whether channels are neighbours in memory, as convolution by patches leaves them."""
     return x.stride(1) == 1
-
-
-def couples_points(model: nn.Module) -> bool:
-    """Whether an output depends on other points of its batch, as it does through batch statistics."""
-    return any(isinstance(module, BatchNorm) for module in model.modules())
-
-
-def refuse_fused_norms(model: nn.Module) -> None:
-    """Raise ValueError naming the first layer whose higher derivatives PyTorch gets wrong."""
-    for name, module in model.named_modules():
-        require(
-            not isinstance(module, FUSED),
-            f"model layer {name!r}",
-            "a norm with correct higher derivatives",
-            type(module).__name__,
-            "use meta_exp.models.BatchNorm or GroupNorm",
-        )

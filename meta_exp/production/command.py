@@ -2,7 +2,8 @@
 
 Regression reads CSV files, separated by commas: the support has the columns of x, then those of y, the query those of
 x. A first row in which no cell is a number is a header, and names the columns. Images are read from folders: the
-support has a sub-folder a class, named for it, the query is a folder of images; ``drawings`` says how they are read.
+support has a sub-folder a class, named for it, the query is a folder of images; ``tasks.images.files`` says how
+they are read.
 """
 
 import csv

@@ -22,24 +22,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp import prediction
-from meta_exp.adaptation import Params
+from meta_exp.adaptation import Meta, Noise, Params, adapt
 from meta_exp.config.checks import require
-from meta_exp.curvature import Noise, Posterior
-from meta_exp.likelihoods import Gaussian, Likelihood
-from meta_exp.models.norm import couples_points
+from meta_exp.curvature import Posterior
+from meta_exp.likelihoods import Likelihood
+from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
+from meta_exp.models import couples_points
 from meta_exp.prediction import KINDS, Prediction
 from meta_exp.runs.restore import Restored, open_run
-from meta_exp.scoring import metrics
-from meta_exp.tasks.episode import Examples
+from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import read_images
-from meta_exp.training.learner import Learner
+from meta_exp.training.learner import EVALUATION, Learner
 
 Array = Any  # a NumPy array or a tensor, whichever was given
 POINTS = 1000  # predicted at once, where points are independent; bounds the memory
-BISECTIONS = 40
 
 
 def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
@@ -61,14 +59,14 @@ def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | 
 
 @dataclass(frozen=True)
 class Regression:
-    """Predictive distributions of y at n points, observation noise included; a mixture for draws, else Gaussian.
+    """Predictive distributions of y at n points, observation noise included; a mixture for draws.
 
     ``mean`` and ``variance`` are [n] or [n, outputs], as y was given.
     """
 
     mean: Array
     variance: Array
-    _mixture: tuple[Tensor, Tensor]
+    _predictive: NumberPredictive
 
     @property
     def std(self) -> Array:
@@ -76,9 +74,12 @@ class Regression:
         return self.variance**0.5
 
     def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """Return the lower and upper end of the central interval that holds y with probability ``level``."""
+        """Return the lower and upper end of the central interval that holds y with probability ``level``.
+
+        One of counts holds y with that probability or more.
+        """
         require(0 < level < 1, "level", "a probability between 0 and 1", level)
-        low, high = (_quantile(*self._mixture, q).to(self._mixture[0]) for q in ((1 - level) / 2, (1 + level) / 2))
+        low, high = self._predictive.interval(level)
         return _as_given(low.reshape(self.mean.shape), self.mean), _as_given(high.reshape(self.mean.shape), self.mean)
 
 
@@ -101,6 +102,7 @@ class Predictor:
         input_shape: of one input.
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
+        coupled: whether a prediction depends on what else is predicted in the same call.
     """
 
     def __init__(self, run: Restored) -> None:
@@ -108,7 +110,8 @@ class Predictor:
         self.classifies = run.family.classes
         self.input_shape = tuple(run.family.input_shape)
         self.outputs = run.family.outputs
-        self.kinds = KINDS if self.learner.algorithm.curvature else ("map",)
+        self.kinds = self.learner.algorithm.predictives
+        self.coupled = couples_points(self.learner.model, self.input_shape)
         mean, std = getattr(run.family, "mean", (0.0,)), getattr(run.family, "std", (1.0,))  # of channels
         self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (mean, std))
 
@@ -134,15 +137,17 @@ class Predictor:
         targets, classes = self._labels(y) if self.classifies else (self._targets(y), None)
         require(len(inputs) == len(targets), "y", f"{len(inputs)} targets, one for each x", len(targets))
         algorithm, support = self.learner.algorithm, Examples(inputs, targets)
-        theta, hyper = self.learner.meta_parameters()
+        batch = Episode(*(Examples(inputs[None], targets[None]),) * 2)
+        noise = tree_map_only(Tensor, lambda z: z[0], self.learner.path_noise(batch, (EVALUATION, 0)))
+        meta = self.learner.meta()._replace(noise=noise)
         with torch.no_grad():
-            theta_i = algorithm.adapt(theta, support, int(steps))[-1]
+            theta_i = adapt(algorithm, support, meta, int(steps))
             finite = all(value.isfinite().all() for value in theta_i.values())
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
             require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
-            posterior = algorithm.posterior(theta_i, support, hyper)
+            posterior = algorithm.posterior(theta_i, support, meta)
         flat = classes is None and np.ndim(y) == 1
-        return AdaptedTask(self, theta_i, posterior, algorithm.likelihood.at(hyper), len(inputs), classes, flat)
+        return AdaptedTask(self, theta_i, posterior, meta, len(inputs), classes, flat)
 
     def inputs(self, x: Array) -> Tensor:
         """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
@@ -176,7 +181,12 @@ class Predictor:
         if values.ndim == 1 and self.outputs == 1:
             values = values[:, None]
         require(values.shape[1:] == (self.outputs,), "y", expected, f"shape {list(values.shape)}")
-        return _finite(values, self._dtype, "y").to(self.learner.device)
+        values = _finite(values, self._dtype, "y")
+        if self.learner.algorithm.likelihood.targets == "counts":
+            bad = ((values < 0) | (values != values.round())).nonzero().tolist()
+            for row, column in bad[:1]:
+                require(False, f"y, row {row}, column {column}", "a count 0, 1, 2, ...", float(values[row, column]))
+        return values.to(self.learner.device)
 
     def _labels(self, y: Array) -> tuple[Tensor, Array]:
         """Return each label's place among the sorted classes, and the classes."""
@@ -213,7 +223,7 @@ class AdaptedTask:
     predictor: Predictor
     theta_i: Params
     posterior: Posterior | None
-    likelihood: Likelihood
+    meta: Meta
     points: int
     classes_: Array | None
     flat: bool  # y was given as [n]
@@ -243,10 +253,10 @@ class AdaptedTask:
         samples = self.predictor.learner.samples if samples is None else samples
         inputs = self.predictor.inputs(x)
         with torch.no_grad():
-            drawn = kind == "sample" or (kind == "linearized" and self.classes_ is not None)
+            drawn = kind == "sample" or (kind == "linearized" and not self.likelihood.closed_form)
             noise = self._noise(samples, generator) if drawn else None
-            outcome = self._predict(kind, inputs, noise)
-            return self._classes(outcome.outputs, x) if self.classes_ is not None else self._curve(outcome, x)
+            predictive = self.likelihood.predictive(*self._predict(kind, inputs, noise))
+        return self._regression(predictive, x) if self.classes_ is None else self._classification(predictive, x)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
         """Draw n networks from the posterior; one is LLAMA's rule for production."""
@@ -258,6 +268,11 @@ class AdaptedTask:
         drawn = [{name: self.theta_i[name] + value for name, value in delta.items()} for delta in deltas]
         return [Network(self, self.theta_i | params) for params in drawn]
 
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood of the task's targets, with what was learned for it."""
+        return self.predictor.learner.algorithm.likelihood.at(self.meta.hyper)
+
     def _check_posterior(self, key: str, needed: bool) -> None:
         remedy = 'give it one after the fact: meta_exp.load(run, ["curvature=last_layer"])'
         remedy += ", on the command line curvature=last_layer"
@@ -266,9 +281,8 @@ class AdaptedTask:
     def _noise(self, samples: int, generator: torch.Generator | None) -> Noise:
         require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
         generator = generator or torch.Generator().manual_seed(0)
-        curvature = self.predictor.learner.algorithm.curvature
-        assert curvature is not None
-        noise = curvature.noise(generator, (int(samples),), self.theta_i, self.points, self.likelihood)
+        algorithm = self.predictor.learner.algorithm
+        noise = algorithm.draws(generator, (int(samples),), self.meta.theta, self.points)
         return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
     def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
@@ -276,9 +290,9 @@ class AdaptedTask:
         algorithm = self.predictor.learner.algorithm
 
         def predict(x: Tensor, noise: Noise | None) -> Prediction:
-            return prediction.predict(kind, algorithm.predict, self.theta_i, x, self.likelihood, self.posterior, noise)
+            return algorithm.predict(kind, self.theta_i, x, self.meta, self.posterior, noise)
 
-        if not couples_points(algorithm.model):
+        if not self.predictor.coupled:
             outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
             return Prediction(torch.cat(outputs, 1), torch.cat(spread))
         if noise is None:
@@ -287,25 +301,33 @@ class AdaptedTask:
         parts = [predict(x, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(draws)]
         return parts[0]._replace(outputs=torch.cat([part.outputs for part in parts]))
 
-    def _curve(self, outcome: Prediction, x: Array) -> Regression:
-        assert isinstance(self.likelihood, Gaussian)
-        means, variances = metrics.mixture(outcome, self.likelihood)
-        variance = variances.mean(0) + means.var(0, correction=0)
-        shape = means.shape[1:2] if self.flat else means.shape[1:]
-        mean, variance = (_as_given(value.reshape(shape), x) for value in (means.mean(0), variance))
-        return Regression(mean, variance, (means, variances))
+    def _regression(self, predictive: Predictive, x: Array) -> Regression:
+        assert isinstance(predictive, NumberPredictive)
+        mean, variance = (_as_given(self._as_y(value), x) for value in (predictive.mean, predictive.variance))
+        return Regression(mean, variance, predictive)
 
-    def _classes(self, outputs: Tensor, x: Array) -> Classification:
-        p = self._probabilities(outputs)
-        places = p.argmax(-1)
+    def _classification(self, predictive: Predictive, x: Array) -> Classification:
+        own = self._of_own_classes(predictive)
+        places = own.probabilities.argmax(-1)
         assert self.classes_ is not None
         labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.cpu().numpy()]
-        return Classification(_as_given(p, x), _as_given(torch.special.entr(p).sum(-1), x), labels, self.classes_)
+        return Classification(_as_given(own.probabilities, x), _as_given(own.entropy, x), labels, self.classes_)
 
-    def _probabilities(self, outputs: Tensor) -> Tensor:
-        """Average the probabilities of the S draws of logits [S, n, C] over the task's own classes."""
+    def _of_own_classes(self, predictive: Predictive) -> ClassPredictive:
+        assert isinstance(predictive, ClassPredictive)
         assert self.classes_ is not None
-        return outputs[..., : len(self.classes_)].softmax(-1).mean(0)
+        return predictive.given(len(self.classes_))
+
+    def _as_y(self, values: Tensor) -> Tensor:
+        """Give ``values`` [n, outputs] the dimensions of y."""
+        return values[:, 0] if self.flat else values
+
+    def _answer(self, outputs: Tensor, x: Array) -> Array:
+        """Return the mean, or the probabilities, that one network's outputs give."""
+        predictive = self.likelihood.plug_in(outputs)
+        if self.classes_ is not None:
+            return _as_given(self._of_own_classes(predictive).probabilities, x)
+        return self._regression(predictive, x).mean
 
 
 @dataclass(frozen=True)
@@ -319,26 +341,12 @@ class Network:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
         inputs = self.task.predictor.inputs(x)
         with torch.no_grad():
-            outputs = self.task.predictor.learner.algorithm.predict(self.params, inputs)
-        if self.task.classes_ is not None:
-            return _as_given(self.task._probabilities(outputs[None]), x)
-        return _as_given(outputs[:, 0] if self.task.flat else outputs, x)
+            outputs = self.task.predictor.learner.algorithm.network(self.params, inputs)
+            return self.task._answer(outputs, x)
 
 
 def _draw(noise: Noise, s: int) -> Noise:
     return tree_map(lambda z: z[s], noise)
-
-
-def _quantile(means: Tensor, variances: Tensor, q: float) -> Tensor:
-    """The q-quantile [M, d] of the mixture, by bisection in float64."""
-    means, variances = means.double(), variances.double()
-    reach = 10 * variances.sqrt()
-    low, high = (means - reach).amin(0), (means + reach).amax(0)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        below = metrics.mixture_cdf(means, variances, middle) < q
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
 
 
 def _numbers(values: Array, name: str) -> Tensor:

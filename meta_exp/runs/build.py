@@ -1,21 +1,23 @@
-"""A composed config built: the task family with its stream, the learner, the trainer and its loggers."""
+"""A composed config resolved, and then built: the task family with its stream, the learner and the trainer."""
 
 import logging
-import os
 import warnings
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
-from pytorch_lightning import Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from meta_exp.algorithms import LLAMA
+from meta_exp import likelihoods
 from meta_exp.config.checks import require
 from meta_exp.config.schema import constructor, from_keys
-from meta_exp.likelihoods import Categorical
+from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
 from meta_exp.runs.calibration import check_criterion
 from meta_exp.runs.names import run_name
 from meta_exp.tasks.stream import TaskFamily
@@ -51,8 +53,22 @@ class Run:
     progress: TrainingProgress
 
 
+def resolve(cfg: DictConfig) -> DictConfig:
+    """Return a copy of a composed config with all that follows from it in its place: the run's name, eta, references.
+
+    It is what is built, saved and shown on dashboards.
+    """
+    cfg = deepcopy(cfg)
+    cfg.run_name = run_name(Path(cfg.run_dir))
+    if cfg.curvature and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
+        structure: Any = constructor(cfg.curvature, "curvature").func
+        cfg.algorithm.eta = structure.default_eta
+    OmegaConf.resolve(cfg)
+    return cfg
+
+
 def build(cfg: DictConfig) -> Run:
-    """Build everything that ``cfg`` names; raises ValueError where a setting is out of range."""
+    """Build everything that a resolved config names; raises ValueError where a setting is out of range."""
     for key in ("max_steps", "val_check_interval", "log_every_n_steps"):
         value = cfg.trainer[key]
         require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
@@ -60,16 +76,13 @@ def build(cfg: DictConfig) -> Run:
     require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
     precision = cfg.matmul_precision
     require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
-    cfg.run_name = run_name(Path(cfg.run_dir))
     family = constructor(cfg.dataset, "dataset")()
     set_precision(precision, images=len(family.input_shape) == 3)
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
-    seed_everything(cfg.seed, verbose=False)
+    torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
     check_criterion(cfg.tune_prior_precision, learner.algorithm)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
-    if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
     interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
     loggers = [Guarded(constructor(part, f"logger.{name}")(), name) for name, part in (cfg.logger or {}).items()]
     recorder = Recorder(loggers, family.meta_batch * cfg.trainer.accumulate_grad_batches)
@@ -91,16 +104,39 @@ def build(cfg: DictConfig) -> Run:
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     """Build the model with its likelihood, curvature and algorithm."""
     likelihood = constructor(cfg.likelihood, "likelihood")()
-    expected, got = ("categorical", "gaussian") if family.classes else ("gaussian", "categorical")
-    fits = isinstance(likelihood, Categorical) == family.classes
-    require(fits, f"likelihood with {type(family).__name__}", expected, got)
-    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=family.outputs)
-    curvature = (
-        constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape) if cfg.curvature else None
-    )
+    _check_fit(likelihood, family)
+    outputs = likelihood.outputs_for(family.outputs)
+    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
+    refuse_repeated_layers(model)
+    refuse_fused_norms(model, family.input_shape)
+    curvature = None
+    if has_curvature(cfg):
+        curvature = constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape)
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
-    if isinstance(algorithm, LLAMA):
-        cfg.algorithm.eta = algorithm.weight  # the saved config and the dashboards say the number
-    keys = ("evaluation_steps", "predictives", "samples", "chunk_size", "compile", "checkpoint_steps")
+    keys = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
     learner = from_keys(Learner, cfg, *keys)
     return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
+
+
+def has_curvature(cfg: DictConfig) -> bool:
+    """Whether a curvature is chosen; keys that an experiment sets for its own are no choice of one."""
+    return cfg.choices.curvature not in (None, "none")
+
+
+def _check_fit(likelihood: likelihoods.Likelihood, family: TaskFamily) -> None:
+    """Raise ValueError where the family's targets are not those of the likelihood; counts are numbers too.
+
+    A family of counts says so by ``targets = "counts"``.
+    """
+    given = getattr(family, "targets", "classes" if family.classes else "numbers")
+    taken = {given} | ({"numbers"} if given == "counts" else set())
+    known = [kind for kind in vars(likelihoods).values() if isinstance(kind, type) and hasattr(kind, "targets")]
+    expected = ", ".join(sorted(_option(kind) for kind in known if kind.targets in taken))
+    remedy = f"the data set's targets are {given}"
+    key = f"likelihood with {type(family).__name__}"
+    require(likelihood.targets in taken, key, expected, _option(type(likelihood)), remedy)
+
+
+def _option(likelihood: type) -> str:
+    """Return the name that a likelihood has in conf/, which is its file's."""
+    return likelihood.__module__.rpartition(".")[2]

@@ -17,16 +17,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp.adaptation import Params
-from meta_exp.algorithms import MAML
+from meta_exp.adaptation import Meta, Noise, adapt
+from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import require
-from meta_exp.curvature import Noise
-from meta_exp.likelihoods import Hyper
-from meta_exp.prediction import predict
 from meta_exp.tasks.episode import Episode
-from meta_exp.training.learner import Learner
+from meta_exp.training.learner import EVALUATION, Learner
 
 CRITERIA = ("linearized", "sample", "marginal_likelihood")
 GRID = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-6, 22))  # 0.01 to 1e7, three to a decade
@@ -51,7 +48,7 @@ class Tuning:
         return self.prior_precision in (self.grid[0], self.grid[-1])
 
 
-def check_criterion(criterion: str | None, algorithm: MAML) -> None:
+def check_criterion(criterion: str | None, algorithm: Algorithm) -> None:
     """Raise ValueError for a criterion that is unknown, or that has no curvature to tune."""
     if criterion is None:
         return
@@ -68,16 +65,17 @@ def tune(learner: Learner, batches: Iterable[Episode], criterion: str) -> Tuning
     """
     check_criterion(criterion, learner.algorithm)
     assert learner.algorithm.curvature is not None
-    theta, hyper = learner.meta_parameters()
-    trained_with = float(learner.algorithm.curvature.tau(hyper))
+    meta = learner.meta()
+    trained_with = float(learner.algorithm.curvature.tau(meta.hyper))
     grid = torch.tensor(GRID, dtype=torch.float64, device=learner.device)
     score = partial(criterion_of, learner.algorithm, criterion, learner.evaluation_steps)
     scores = []
     tasks = [tree_map(lambda v, i=i: v[i : i + 1], batch) for batch in batches for i in range(len(batch.query.y))]
     for i, episode in enumerate(track(tasks, "Tuning tau", console=Console(stderr=True), transient=True)):
         episode = tree_map(lambda v: v.to(learner.device), episode)
-        one, noise = tree_map(lambda v: v[0], (episode, learner.noise(episode, seed=i)))
-        over_taus = vmap(partial(score, theta, hyper, one, noise), chunk_size=AT_ONCE)
+        drawn = episode, learner.draws(episode, seed=i), learner.path_noise(episode, (EVALUATION, i))
+        one, draws, noise = tree_map_only(Tensor, lambda v: v[0], drawn)
+        over_taus = vmap(partial(score, meta._replace(noise=noise), one, draws), chunk_size=AT_ONCE)
         with torch.no_grad():
             scores.append(over_taus(grid))
     mean = torch.stack(scores).mean(0)
@@ -94,25 +92,25 @@ def tune(learner: Learner, batches: Iterable[Episode], criterion: str) -> Tuning
 
 
 def criterion_of(
-    algorithm: MAML,
+    algorithm: Algorithm,
     criterion: str,
     steps: int,
-    theta: Params,
-    hyper: Hyper,
+    meta: Meta,
     episode: Episode,
-    noise: Noise | None,
+    draws: Noise,
     tau: Tensor,
 ) -> Tensor:
     """Return the criterion of one task at one tau, a scalar in nats per point."""
     assert algorithm.curvature is not None
-    hyper = hyper | {"log_prior_precision": tau.log()}
-    likelihood = algorithm.likelihood.at(hyper)
+    meta = meta._replace(hyper=meta.hyper | {"log_prior_precision": tau.log()})
+    likelihood = algorithm.likelihood.at(meta.hyper)
     support, query = episode
-    theta_i = algorithm.adapt(theta, support, steps)[-1]
-    posterior = algorithm.curvature.posterior(theta_i, support, likelihood, hyper)
+    theta_i = adapt(algorithm, support, meta, steps)
+    posterior = algorithm.posterior(theta_i, support, meta)
+    assert posterior is not None
     if criterion == "marginal_likelihood":
-        nll = likelihood.nll(algorithm.predict(theta_i, support.x), support.y).double()
-        prior = algorithm.curvature.prior_term(theta_i, theta, hyper).double()
+        nll = algorithm.nll(theta_i, support, meta).double()
+        prior = algorithm.curvature.prior_term(theta_i, meta.theta, meta.hyper).double()
         return (nll + prior + posterior.log_det_ratio() / 2) / len(support.y)
-    prediction = predict(criterion, algorithm.predict, theta_i, query.x, likelihood, posterior, noise)
-    return -likelihood.log_predictive(*prediction, query.y).double().mean()
+    prediction = algorithm.predict(criterion, theta_i, query.x, meta, posterior, draws)
+    return -likelihood.predictive(*prediction).log_prob(query.y).double().mean()

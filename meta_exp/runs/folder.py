@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from meta_exp.config.keys import MAY_CHANGE, flatten, within
+from meta_exp.runs.saved import read_config
 
 SHOWN = 5  # differing keys
 
@@ -39,17 +40,12 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def snapshot(cfg: DictConfig, version: int) -> str:
-    """Return the resolved config as it stands in ``config.yaml``."""
-    return f"format: {version}\n" + OmegaConf.to_yaml(cfg, resolve=True)
-
-
 def refuse_other_config(folder: Path, text: str) -> None:
     """Raise Refused if the run in ``folder`` was begun with another config than ``text``, and got somewhere."""
     file = folder / "config.yaml"
     if not (file.exists() and ((folder / "last.ckpt").exists() or (folder / "metrics.json").exists())):
         return
-    old, new = (flatten(OmegaConf.to_container(config)) for config in (OmegaConf.load(file), OmegaConf.create(text)))
+    old, new = (flatten(OmegaConf.to_container(config)) for config in (read_config(file), OmegaConf.create(text)))
     keys = [key for key in dict.fromkeys([*old, *new]) if not within(key, MAY_CHANGE)]
     differ = [f"{key}={old.get(key)}, now {new.get(key)}" for key in keys if repr(old.get(key)) != repr(new.get(key))]
     if differ:

@@ -1,8 +1,8 @@
 """A finished run, restored: its saved config and its best checkpoint become the learner that was trained.
 
 A run's folder may come from a stranger, and neither of its files can run code. A checkpoint is loaded as weights only.
-A saved config is data: it may name classes of meta_exp, torch optimizers and Lightning's parts in conf/, nothing else;
-it holds no interpolation; and trainer, loggers and callbacks are never built from it.
+A saved config is data: in each group it may name classes of that group's modules, nothing else; it holds no
+interpolation; and trainer, loggers and callbacks are never built from it.
 """
 
 import inspect
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -23,15 +22,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import one_line, require
+from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build_learner
-from meta_exp.runs.train import FORMAT, TUNED, Metrics
+from meta_exp.runs.saved import FORMAT, read_config
+from meta_exp.runs.train import TUNED, Metrics
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
 
 CONF = Path(__file__).parents[2] / "conf"
-MODULES = {  # whose classes a saved config may name
+MODULES = {  # whose classes a saved config may name in a group
     "dataset": "meta_exp.tasks",
     "model": "meta_exp.models",
     "likelihood": "meta_exp.likelihoods",
@@ -39,19 +40,11 @@ MODULES = {  # whose classes a saved config may name
     "algorithm": "meta_exp.algorithms",
     "optimizer": "torch.optim",
 }
-NEVER_BUILT = (  # what a saved config may name besides
-    "meta_exp.training.checkpoints.Best",
-    "meta_exp.training.checkpoints.Last",
-    "meta_exp.training.loggers.TensorBoard",
-    "meta_exp.training.loggers.WandB",
-    "meta_exp.training.progress.TrainingProgress",
-    "pytorch_lightning.Trainer",
-    "pytorch_lightning.loggers.CSVLogger",
-)
-FORMERLY = (  # and what runs named that were trained before those
-    "pytorch_lightning.callbacks.ModelCheckpoint",
-    "pytorch_lightning.loggers.WandbLogger",
-)
+NEVER_BUILT = {  # and in the groups that only a training needs
+    "trainer": ("pytorch_lightning",),
+    "logger": ("meta_exp.training.loggers", "pytorch_lightning.loggers"),
+    "callbacks": ("meta_exp.training.checkpoints", "meta_exp.training.progress"),
+}
 OVERRIDABLE = (  # the keys that matter once a run is trained
     "dataset",
     "curvature",
@@ -63,7 +56,7 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "chunk_size",
     "test_tasks",
 )
-GROUPS = (*MODULES, "trainer", "logger", "callbacks", "experiment")
+GROUPS = (*MODULES, *NEVER_BUILT, "experiment")
 LEARNED = {"likelihood.sigma_noise", "curvature.prior_precision"}  # unless their group's ``learned`` is false
 
 
@@ -96,9 +89,9 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
         with torch.random.fork_rng(devices=[]):
             learner = build_learner(cfg, family)
     except (TypeError, OmegaConfBaseException, HydraException) as error:
-        raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {_one_line(error)}") from error
+        raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {one_line(error)}") from error
     _fill(learner, state, folder / "best.ckpt")
-    if not any(override.lstrip("+").startswith("curvature") for override in overrides):
+    if not any(within(override.lstrip("+").partition("=")[0], ["curvature"]) for override in overrides):
         _take_tuned(learner, folder)
     return Restored(folder, cfg, family, learner.eval(), metrics)
 
@@ -114,7 +107,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     file = folder / "config.yaml"
     require(folder.is_dir(), str(folder), "a run's folder", "a file" if folder.exists() else "nothing there")
     require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", "start it with train.py")
-    cfg = _parse(file)
+    cfg = read_config(file)
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
     require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
@@ -123,18 +116,6 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     _refuse_unsafe(cfg, file)
     _apply(cfg, overrides)
     _refuse_unsafe(cfg, file)
-    return cfg
-
-
-def _parse(file: Path) -> DictConfig:
-    try:
-        # OmegaConf's loader is a safe one, which constructs plain values only; aliases could grow without bound
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file.read_text(), yaml.SafeLoader))
-        cfg = OmegaConf.load(file)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{file}: expected a run's config, got {_one_line(error)}") from error
-    require(isinstance(cfg, DictConfig) and not aliases, str(file), "a run's config", "aliases or another structure")
-    assert isinstance(cfg, DictConfig)
     return cfg
 
 
@@ -162,11 +143,16 @@ def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], A
 def _known(path: tuple[str, ...], target: object) -> bool:
     """Whether ``target`` may stand at ``path``: a class of the group's module, or one that is never built."""
     group = path[0]
-    if group not in MODULES:
-        return group in ("trainer", "logger", "callbacks") and target in (*NEVER_BUILT, *FORMERLY)
-    module, _, name = str(target).rpartition(".")
-    found = vars(import_module(MODULES[group])).get(name) if module == MODULES[group] else None
-    return len(path) == 2 and inspect.isclass(found) and found.__module__.startswith(MODULES[group])
+    if group in NEVER_BUILT:
+        return any(_is_class_of(module, target) for module in NEVER_BUILT[group])
+    return group in MODULES and len(path) == 2 and _is_class_of(MODULES[group], target)
+
+
+def _is_class_of(module: str, target: object) -> bool:
+    """Whether ``target`` names a class that ``module`` offers and holds, itself or in a file below it."""
+    owner, _, name = str(target).rpartition(".")
+    found = vars(import_module(module)).get(name) if owner == module else None
+    return inspect.isclass(found) and found.__module__.startswith(module)
 
 
 def _apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -174,7 +160,7 @@ def _apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
-        raise ValueError(_one_line(error)) from error
+        raise ValueError(one_line(error)) from error
     groups = [override for override in parsed if override.key_or_group in GROUPS]
     keys = [override for override in parsed if override.key_or_group not in GROUPS]
     for override in parsed:
@@ -203,15 +189,14 @@ def _set(cfg: DictConfig, override: Override) -> None:
     known = [".".join(path) for path, _ in _walk(OmegaConf.to_container(cfg, resolve=False), ())]
     remedy = "".join(f"did you mean {near}?" for near in get_close_matches(key, known, 1))
     require(override.is_add() or key in known, key, "a key of the run's config", "an unknown one", remedy)
-    free = any(key == prefix or key.startswith(f"{prefix}.") for prefix in OVERRIDABLE)
     remedy = "use evaluation_steps" if key == "algorithm.inner_steps" else ""
-    require(free, key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
+    require(within(key, OVERRIDABLE), key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
     if key == "dataset.ways":
         require(value == cfg.dataset.ways, key, f"{cfg.dataset.ways}, which the network was trained for", value)
     try:
         OmegaConf.update(cfg, key, value, merge=True, force_add=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"{key}: expected another structure, got {value}; {_one_line(error)}") from error
+        raise ValueError(f"{key}: expected another structure, got {value}; {one_line(error)}") from error
 
 
 def _load_metrics(folder: Path) -> Metrics:
@@ -221,7 +206,7 @@ def _load_metrics(folder: Path) -> Metrics:
     try:
         metrics = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file}: expected the metrics of a run, got {_one_line(error)}") from error
+        raise ValueError(f"{file}: expected the metrics of a run, got {one_line(error)}") from error
     require(isinstance(metrics, dict), str(file), "the metrics of a run", type(metrics).__name__)
     return metrics
 
@@ -233,7 +218,7 @@ def _load_state(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
         whole = all(isinstance(value, Tensor) for value in state.values())
     except Exception as error:  # a damaged archive can provoke anything; what matters is which file
-        reason = _one_line(error).partition(" Do it only")[0][:300]
+        reason = one_line(error).partition(" Do it only")[0][:300]
         raise ValueError(f"{file}: expected a checkpoint of tensors and plain values, got {reason}") from error
     require(whole, str(file), "a checkpoint whose state_dict holds tensors", "other values")
     return state
@@ -257,10 +242,6 @@ def _take_tuned(learner: Learner, folder: Path) -> None:
     try:
         tau = json.loads(file.read_text())["prior_precision"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: expected a tuned prior_precision, got {_one_line(error)}") from error
+        raise ValueError(f"{file}: expected a tuned prior_precision, got {one_line(error)}") from error
     require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
     learner.set_prior_precision(tau)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

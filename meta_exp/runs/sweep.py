@@ -77,7 +77,7 @@ class SweepReport(Callback):
             return
         if job_return.status is JobStatus.FAILED:
             error = job_return._return_value
-            reason = cli.one_line(error) if isinstance(error, Exception) else repr(error)
+            reason = cli.reason(error) if isinstance(error, Exception) else repr(error)
             _post(self.board, config, {"state": "failed", "reason": reason})
             job_return.status, job_return.return_value = JobStatus.COMPLETED, inf
         else:

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map_only
 
 from meta_exp.scoring.metrics import defined, expected_calibration_error
 from meta_exp.scoring.task import Scores
-from meta_exp.tasks.foreign import draw_foreign
-from meta_exp.tasks.stream import EVALUATION_BATCH, TaskFamily, draw_tasks
+from meta_exp.tasks.foreign import draw_with_foreign
+from meta_exp.tasks.stream import EVALUATION_BATCH, TaskFamily
 from meta_exp.training.learner import Learner
 
 
@@ -33,7 +33,7 @@ def score_tasks(
     pooled: dict[str, Tensor] = {}
     for k, start in enumerate(range(0, tasks, EVALUATION_BATCH)):
         stop = min(start + EVALUATION_BATCH, tasks)
-        drawn = draw_tasks(family, "test", start, stop), draw_foreign(family, "test", start, stop)
+        drawn = draw_with_foreign(family, "test", start, stop)
         episodes, foreign = tree_map_only(Tensor, lambda value: value.to(device), drawn)
         scores = learner.evaluate(episodes, learner.evaluation_steps, learner.predictives, seed=k, foreign=foreign)
         for name, value in scores.each.items():

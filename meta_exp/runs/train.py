@@ -1,11 +1,11 @@
 """A run: from a composed config to a folder that holds everything about one training.
 
 config.yaml    the resolved config          best.ckpt, last.ckpt    by validation loss, and the last step
-train.log      what happened                plots/                  pictures of new tasks
+train.log      what happened                plots/                  pictures of new tasks, if its family has some
 curves.csv     validation scores by step    prior_precision.json    a tau tuned after training, and on what
 history.jsonl  all that was logged          overrides.yaml          the command's
 .lock          held by the process that writes here
-metrics.json   the result, written last and atomically: its presence means that the run is finished
+metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
 """
 
 import json
@@ -27,17 +27,17 @@ from rich.table import Table
 from meta_exp.algorithms import LLAMA
 from meta_exp.files import write_json, write_whole
 from meta_exp.runs import pictures
-from meta_exp.runs.build import Run, build
+from meta_exp.runs.build import Run, build, has_curvature, resolve
 from meta_exp.runs.calibration import tune
-from meta_exp.runs.folder import only_writer, refuse_other_config, snapshot
+from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import provenance
+from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
 from meta_exp.training.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 TUNED = "prior_precision.json"
-FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
 
 
 def train(cfg: DictConfig) -> float:
@@ -51,13 +51,21 @@ def train(cfg: DictConfig) -> float:
         FloatingPointError: the objective became infinite or NaN; last.ckpt holds the last good weights.
         SystemExit: a signal asked the process to end; the run is saved.
     """
+    cfg = resolve(cfg)
     keep_freed_memory()
-    if not torch.cuda.is_available():
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # else the optimizer looks for a driver at each step
+    _set_environment(cfg)
     folder = Path(cfg.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(folder) if _main_process() else nullcontext():
         return _continue(cfg, folder)
+
+
+def _set_environment(cfg: DictConfig) -> None:
+    """Set what libraries read at their first use; what is set already stays."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # else the optimizer looks for a driver at each step
+    if (cfg.logger or {}).get("wandb", {}).get("mode") == "offline":
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
 
 
 def _main_process() -> bool:
@@ -68,7 +76,7 @@ def _main_process() -> bool:
 def _continue(cfg: DictConfig, folder: Path) -> float:
     """Train the run from where it stands, or return the loss of one that is finished."""
     run = build(cfg)
-    config = snapshot(cfg, FORMAT)
+    config = snapshot(cfg)
     refuse_other_config(folder, config)
     result = folder / "metrics.json"
     if result.exists():
@@ -121,8 +129,6 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
             log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
     scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
-    drawings = pictures.draw(learner, run.family, _title(cfg, best["global_step"]), folder / "plots")
-    run.recorder.log_pictures(drawings, trainer.global_step)
     metrics = {
         "algorithm": cfg.choices.algorithm,
         "dataset": cfg.choices.dataset,
@@ -133,7 +139,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "validation/loss": run.best.score,
         **scores,
-        **{f"train/{name.removeprefix('log_')}": float(value.detach().exp()) for name, value in learner.hyper.items()},
+        **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": run.progress.training_s,
@@ -142,7 +148,11 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     }
     write_json(folder / "metrics.json", metrics)
     print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
-    log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
+    title = _title(cfg, best["global_step"])
+    drawings = pictures.draw_or_warn(learner, run.family, title, folder / "plots", "the run is finished")
+    if drawings:
+        run.recorder.log_pictures(drawings, trainer.global_step)
+        log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
     return run.best.score
 
 
@@ -168,5 +178,5 @@ def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
 
 
 def _title(cfg: DictConfig, step: int) -> str:
-    curvature = f", curvature {cfg.choices.curvature}" if cfg.curvature else ""
+    curvature = f", curvature {cfg.choices.curvature}" if has_curvature(cfg) else ""
     return f"{cfg.choices.algorithm} on {cfg.choices.dataset}{curvature}, seed {cfg.seed}, step {step}"

@@ -6,13 +6,11 @@ The NLL is that of the averaged predictive (log of the mean over draws), never t
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from meta_exp.adaptation import Params
-from meta_exp.algorithms import MAML
-from meta_exp.curvature import Noise
-from meta_exp.likelihoods import Gaussian, Hyper
-from meta_exp.prediction import predict
+from meta_exp.adaptation import Meta, Noise, path
+from meta_exp.algorithms import Algorithm
 from meta_exp.scoring import metrics
 from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.foreign import Foreign, beyond_support
@@ -26,11 +24,10 @@ class Scores(NamedTuple):
 
 
 def evaluate(
-    algorithm: MAML,
-    theta: Params,
-    hyper: Hyper,
+    algorithm: Algorithm,
+    meta: Meta,
     episode: Episode,
-    noise: Noise | None,
+    draws: Noise = None,
     foreign: Foreign | None = None,
     *,
     steps: int,
@@ -42,35 +39,39 @@ def evaluate(
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
-        ``<predictive>/<score>`` with the scores of ``metrics``; where there is curvature ``log_det``, its floor in a
-        network that has collapsed, and the posterior's diagnostics. Pooled: ``<predictive>/<histogram>``, with those of
-        ``metrics`` and, for ``foreign`` images, ``entropy`` [2, 20]: points of the task and foreign ones by entropy.
+        ``<predictive>/<score>`` with the predictive's own scores and ``auroc``; where there is curvature ``log_det``,
+        its floor in a network that has collapsed, and the posterior's diagnostics. Pooled:
+        ``<predictive>/<histogram>``, with the predictive's own and, for ``foreign`` images, ``entropy`` [2, 20]: points
+        of the task and foreign ones by entropy.
     """
-    likelihood = algorithm.likelihood.at(hyper)
+    likelihood = algorithm.likelihood.at(meta.hyper)
     support, query = episode
-    path = algorithm.adapt(theta, support, steps)
-    outputs = [algorithm.predict(params, query.x) for params in path]
-    each = {"loss": likelihood.loss(outputs[-1], query.y)}
-    for k, output in enumerate(outputs):
-        each[f"map/{likelihood.metric}_step_{k}"] = likelihood.score(output[None], query.y).mean()
-    posterior = algorithm.posterior(path[-1], support, hyper)
+    each = {}
+    for k, params in enumerate(path(algorithm, support, meta, steps)):  # one state at a time: K of them take memory
+        prediction = algorithm.predict("map", params, query.x, meta)
+        each[f"map/{likelihood.metric}_step_{k}"] = likelihood.predictive(*prediction).score(query.y).mean()
+    loss = torch.stack([likelihood.loss(output, query.y) for output in prediction.outputs]).mean()
+    each = {"loss": loss} | each
+    posterior = algorithm.posterior(params, support, meta)
+    if posterior is not None and posterior.at_mode:
+        [output] = algorithm.predict("map", params, query.x, meta, posterior).outputs
+        each["loss"] = likelihood.loss(output, query.y)
     if posterior is not None:
         assert algorithm.curvature is not None
-        floor = algorithm.curvature.log_det_floor(algorithm.predict(path[-1], support.x), likelihood, hyper)
+        floor = algorithm.curvature.log_det_floor(algorithm.network(params, support.x), likelihood, meta.hyper)
         each["log_det"] = posterior.log_det_ratio().to(each["loss"].dtype)
         each["log_det_floor"] = floor.to(each["loss"].dtype)
         each |= posterior.diagnostics()
     pooled: dict[str, Tensor] = {}
     for kind in predictives:
-        prediction = predict(kind, algorithm.predict, path[-1], query.x, likelihood, posterior, noise)
-        scores = metrics.task_scores(prediction, query.y, likelihood)
-        histograms = metrics.task_histograms(prediction, query.y, likelihood)
-        doubt = metrics.uncertainty(prediction, likelihood)
-        if isinstance(likelihood, Gaussian):
+        predictive = likelihood.predictive(*algorithm.predict(kind, params, query.x, meta, posterior, draws))
+        scores, histograms = predictive.scores(query.y), predictive.histograms(query.y)
+        doubt = predictive.uncertainty()
+        if likelihood.targets != "classes":
             scores["auroc"] = metrics.auroc(doubt, beyond_support(episode))
         elif foreign is not None:
-            other = predict(kind, algorithm.predict, path[-1], foreign.x, likelihood, posterior, noise)
-            detection = metrics.foreign_detection(doubt, metrics.uncertainty(other, likelihood), foreign.foreign)
+            other = likelihood.predictive(*algorithm.predict(kind, params, foreign.x, meta, posterior, draws))
+            detection = metrics.foreign_detection(doubt, other.uncertainty(), foreign.foreign)
             scores["auroc"], histograms["entropy"] = detection
         each |= {f"{kind}/{name}": value for name, value in scores.items()}
         pooled |= {f"{kind}/{name}": value for name, value in histograms.items()}

@@ -6,6 +6,8 @@ A meta-batch is the same structure with a leading task dimension, which only the
 
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -21,3 +23,13 @@ class Episode(NamedTuple):
 
     support: Examples
     query: Examples
+
+
+class ClassEpisode(NamedTuple):
+    """Episodes drawn from classes, and the numbers of their ``classes`` [tasks, ways]: of label j the j-th.
+
+    What is learned and scored is the episode; the numbers tell which classes tasks share.
+    """
+
+    episode: Episode
+    classes: NDArray[np.int64]

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meta_exp.tasks.episode import Episode
-from meta_exp.tasks.images.episodes import ImageTasks
-from meta_exp.tasks.stream import EVALUATION_SEED, SPLITS, TaskFamily
+from meta_exp.tasks.episode import ClassEpisode, Episode
+from meta_exp.tasks.stream import TaskFamily, draw_tasks, evaluation_generator, stack
 
 FOREIGN_RANK = 1  # evaluation tasks are drawn at rank 0
 
@@ -29,17 +28,21 @@ class Foreign(NamedTuple):
 class ClassFamily(TaskFamily, Protocol):
     """Tasks that show some classes of a split, so that others are foreign to them."""
 
-    @property
-    def sampler(self) -> ImageTasks:
-        """Draws episodes; its choices name their classes."""
+    def draw_classes(self, split: str, rng: np.random.Generator, tasks: int) -> ClassEpisode:
+        """Draw the episodes that ``draw`` draws, with their classes."""
 
 
-def draw_foreign(family: TaskFamily, split: str, start: int, stop: int) -> Foreign | None:
-    """Draw the foreign images of evaluation tasks start .. stop-1, or None for a family that has no classes."""
+def draw_with_foreign(family: TaskFamily, split: str, start: int, stop: int) -> tuple[Episode, Foreign | None]:
+    """Draw the evaluation tasks start .. stop-1, and images foreign to each; None for a family that has no classes."""
     if not isinstance(family, ClassFamily):
-        return None
-    images, foreign = zip(*(_draw(family, split, k) for k in range(start, stop)), strict=True)
-    return Foreign(torch.cat(images), torch.stack(foreign).to(images[0].device))
+        return draw_tasks(family, split, start, stop), None
+    own, other = (
+        [family.draw_classes(split, evaluation_generator(split, k, rank), 1) for k in range(start, stop)]
+        for rank in (0, FOREIGN_RANK)
+    )
+    x = torch.cat([drawn.episode.query.x for drawn in other])
+    foreign = [_foreign(a, b) for a, b in zip(own, other, strict=True)]
+    return stack([drawn.episode for drawn in own]), Foreign(x, torch.stack(foreign).to(x.device))
 
 
 def beyond_support(episode: Episode) -> Tensor:
@@ -48,15 +51,6 @@ def beyond_support(episode: Episode) -> Tensor:
     return ((query < support.amin(0)) | (query > support.amax(0))).any(-1)
 
 
-def _draw(family: ClassFamily, split: str, k: int) -> tuple[Tensor, Tensor]:
-    def rng(rank: int) -> np.random.Generator:
-        return np.random.default_rng((EVALUATION_SEED, SPLITS.index(split), k, rank))
-
-    own, other = (_classes(family, split, rng(rank)) for rank in (0, FOREIGN_RANK))
-    query = family.draw(split, rng(FOREIGN_RANK), 1).query
-    return query.x, torch.from_numpy(~np.isin(other, own))[query.y[0].cpu()]
-
-
-def _classes(family: ClassFamily, split: str, rng: np.random.Generator) -> np.ndarray:
-    choice = family.sampler.choose(split, rng, 1)
-    return (4 * choice.classes + choice.turns)[0]
+def _foreign(own: ClassEpisode, other: ClassEpisode) -> Tensor:
+    """Mark the query images [M] of one other task whose class is none of the task's own."""
+    return torch.from_numpy(~np.isin(other.classes[0], own.classes[0]))[other.episode.query.y[0].cpu()]

@@ -7,7 +7,7 @@ meta-batch size is scored on the same ones. With ``num_tasks`` the training task
 included: task i is a function of (seed, i), and batch k draws its tasks from them by its own key.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -47,14 +47,6 @@ class TaskFamily(Protocol):
         """Move resident data to the device that trains."""
 
 
-@runtime_checkable
-class CurveFamily(TaskFamily, Protocol):
-    """Functions of one variable, which can be drawn as curves."""
-
-    def draw_curves(self, rng: np.random.Generator, tasks: int) -> Episode:
-        """Draw tasks whose query set is the true curve on a grid."""
-
-
 def draw_batch(family: TaskFamily, seed: int, split: str, k: int, num_tasks: int | None = None) -> Episode:
     """Draw meta-batch k of a split, with ``family.meta_batch`` tasks.
 
@@ -65,18 +57,23 @@ def draw_batch(family: TaskFamily, seed: int, split: str, k: int, num_tasks: int
     if num_tasks is None:
         return family.draw(split, rng, family.meta_batch)
     chosen = rng.choice(num_tasks, family.meta_batch, replace=num_tasks < family.meta_batch)
-    return _stack([family.draw(split, _generator(seed, FIXED, int(i)), 1) for i in chosen])
+    return stack([family.draw(split, _generator(seed, FIXED, int(i)), 1) for i in chosen])
 
 
 def draw_tasks(family: TaskFamily, split: str, start: int, stop: int) -> Episode:
     """Draw the evaluation tasks start .. stop-1 of a split, the same for every run."""
-    keys = range(start, stop)
-    return _stack([family.draw(split, _generator(EVALUATION_SEED, SPLITS.index(split), k), 1) for k in keys])
+    return stack([family.draw(split, evaluation_generator(split, k), 1) for k in range(start, stop)])
 
 
-def _generator(seed: int, split: int, k: int) -> np.random.Generator:
-    return np.random.default_rng((seed, split, k, 0))  # without the zero all tasks would be other ones
+def evaluation_generator(split: str, k: int, rank: int = 0) -> np.random.Generator:
+    """Return the generator of evaluation task k; at another rank, of what else is drawn for it."""
+    return _generator(EVALUATION_SEED, SPLITS.index(split), k, rank)
 
 
-def _stack(tasks: list[Episode]) -> Episode:
+def stack(tasks: list[Episode]) -> Episode:
+    """Make one meta-batch of several."""
     return tree_map(lambda *fields: torch.cat(fields), *tasks)
+
+
+def _generator(seed: int, split: int, k: int, rank: int = 0) -> np.random.Generator:
+    return np.random.default_rng((seed, split, k, rank))  # without the rank's zero all tasks would be other ones

@@ -24,6 +24,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from meta_exp.config.checks import require
 from meta_exp.files import replacing
+from meta_exp.training import lightning
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -94,6 +95,7 @@ class Last(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note who handles signals, before Lightning does; Python's own for Ctrl-C would not reach our caller."""
+        lightning.warn_of_other_versions()
         for number in HANDED_ON:
             handler = signal.getsignal(number)
             if callable(handler) and handler is not signal.default_int_handler:
@@ -105,16 +107,14 @@ class Last(Checkpoint):
         if threading.current_thread() is threading.main_thread():
             for number in {*SIGNALS, *self.handlers}:
                 signal.signal(number, self._heed)
-            # one that came while Lightning listened is handled; it would end the run after the first step
-            trainer._signal_connector.received_sigterm = False
+            lightning.forget_signals(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Between two steps: save if it is time, or end if a signal came."""
         step = trainer.global_step
         if batch_idx % trainer.accumulate_grad_batches or not step:
             return
-        # Lightning counts a step twice if it finds, on continuing, that its validation is done; its loggers go by this
-        trainer.fit_loop.epoch_loop._batches_that_stepped = step
+        lightning.set_steps_logged(trainer, step)
         due = time.monotonic() - self.saved_at >= self.interval_s
         signals, self.signals = self.signals, []
         if trainer.world_size > 1:  # all processes save together
@@ -129,10 +129,8 @@ class Last(Checkpoint):
             self._hand_on(number)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Leave the batch out that is ready but not begun: Lightning would count it as done."""
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        for counts in (progress["total"], progress["current"]):
-            counts["ready"] = counts["completed"]
+        """Let the checkpoint stand between two steps."""
+        lightning.leave_out_ready_batch(checkpoint)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, and end here if a signal came during it."""

@@ -9,17 +9,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
-from meta_exp.adaptation import Params
-from meta_exp.algorithms import MAML
+from meta_exp.adaptation import Meta, Noise, Params
+from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import require
-from meta_exp.curvature import Noise
-from meta_exp.likelihoods import Hyper
-from meta_exp.models import refuse_fused_norms
+from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores, evaluate
@@ -29,6 +29,7 @@ from meta_exp.training.meta_gradient import MetaGradient
 
 log = logging.getLogger(__name__)
 COLLAPSE = 0.01  # of the log det, above its floor
+TRAINING, EVALUATION = 0, 1  # in the keys of noise
 
 
 class Learner(LightningModule):
@@ -38,8 +39,10 @@ class Learner(LightningModule):
         algorithm: gives a task's objective and adapts to a task; its model's parameters are theta.
         optimizer: maps parameters to an optimizer.
         evaluation_steps: inner steps in validation and test.
-        predictives: which of map, sample, linearized to score; those without a posterior are left out.
+        predictives: which of map, sample, linearized to score; those that the algorithm does not offer are left out.
         samples: posterior draws for the predictives that need them.
+        hyper_lr: learning rate of what is learned beside theta; None for the optimizer's. In log space Adam's 0.001
+            crawls.
         chunk_size: tasks whose gradient is taken at once; None for the whole meta-batch, ``auto`` for a trial.
         compile: the meta-gradient; ``auto`` compiles runs that are long enough.
         checkpoint_steps: keep one inner step at a time in memory, and compute each twice.
@@ -47,59 +50,73 @@ class Learner(LightningModule):
 
     def __init__(
         self,
-        algorithm: MAML,
+        algorithm: Algorithm,
         optimizer: Callable[[Any], torch.optim.Optimizer],
         *,
         evaluation_steps: int = 10,
         predictives: Sequence[str] = KINDS,
         samples: int = 30,
+        hyper_lr: float | None = None,
         chunk_size: int | Literal["auto"] | None = None,
         compile: bool | Literal["auto"] = "auto",
         checkpoint_steps: bool = False,
     ) -> None:
         require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
         require(samples >= 1, "samples", "at least 1", samples)
+        require(hyper_lr is None or hyper_lr > 0, "hyper_lr", "null or a learning rate > 0", hyper_lr)
         for kind in predictives:
             require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
         super().__init__()
-        refuse_fused_norms(algorithm.model)
         self.model = algorithm.model
         self.algorithm = algorithm
         self.optimizer = optimizer
         self.evaluation_steps = evaluation_steps
-        self.predictives = [kind for kind in predictives if kind == "map" or algorithm.curvature]
+        self.predictives = [kind for kind in predictives if kind in algorithm.predictives]
         self.samples = samples
+        self.hyper_lr = hyper_lr
         self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
-        self.hyper = nn.ParameterDict(algorithm.hyperparameters())
+        self.learned = algorithm.hyperparameters()
+        self.hyper = nn.ParameterDict({_key(name): entry.start for name, entry in self.learned.items()})
         self._tuned: Hyper = {}
         self._collapsed = False
         self._scores: list[dict[str, Tensor]] = []
 
-    def meta_parameters(self) -> tuple[Params, Hyper]:
-        """Return theta and the learned hyper-parameters, detached, by name."""
-        theta = {name: value.detach() for name, value in self.model.named_parameters()}
-        return theta, {name: value.detach() for name, value in self.hyper.items()} | self._tuned
+    def meta(self, progress: float = 1.0) -> Meta:
+        """Return theta and the learned hyper-parameters, detached, by name; parameters that are frozen are left out."""
+        theta = {name: value.detach() for name, value in self.model.named_parameters() if value.requires_grad}
+        hyper = {name: self.hyper[_key(name)].detach() for name in self.learned} | self._tuned
+        return Meta(theta, hyper, progress=torch.tensor(progress))
+
+    def shown(self) -> dict[str, float]:
+        """Return what was learned beside theta, by the names that people know."""
+        return {name: float(value) for name, value in shown(self.learned, self.meta().hyper).items()}
 
     @property
     def prior_precision(self) -> float | None:
         """The tau of posteriors, fixed, learned or tuned; None without a curvature."""
         curvature = self.algorithm.curvature
-        return None if curvature is None else float(curvature.tau(self.meta_parameters()[1]))
+        return None if curvature is None else float(curvature.tau(self.meta().hyper))
 
     def set_prior_precision(self, tau: float) -> None:
         """Take ``tau`` for the posteriors of all further evaluations; what was trained stays."""
-        self._tuned = {"log_prior_precision": torch.tensor(tau, dtype=torch.float64, device=self.device).log()}
+        entry = in_log_space("prior_precision", torch.tensor(tau, dtype=torch.float64, device=self.device))
+        self._tuned = {name: value.start for name, value in entry.items()}
 
     def meta_gradient(
-        self, episodes: Episode, tasks: float | None = None
+        self, episodes: Episode, tasks: float | None = None, progress: float = 0.0, noise: Noise = None
     ) -> tuple[Tensor, Params, Hyper, dict[str, Tensor]]:
         """Return the objective, its gradients in theta and hyper-parameters, and logged scalars: see MetaGradient."""
-        return self.gradient(*self.meta_parameters(), episodes, tasks)
+        return self.gradient(self.meta(progress)._replace(noise=noise), episodes, tasks)
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Return the objective, with the meta-gradient behind it."""
         tasks = self._tasks_a_process(batch)
-        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch, tasks)
+        trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
+        number = self.global_step * accumulate + batch_idx % accumulate
+        key = (TRAINING, trainer.datamodule.seed, number)  # type: ignore[attr-defined]
+        noise = self.path_noise(batch, key, trainer.global_rank, trainer.world_size)
+        progress = self.global_step / trainer.max_steps
+        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch, tasks, progress, noise)
         gradients = [*gradient.values(), *hyper_gradient.values()]
         norm = torch.stack(torch._foreach_norm(gradients)).norm()
         logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
@@ -112,10 +129,11 @@ class Learner(LightningModule):
             self._warn_if_collapsed(scores)
             reduced = [self.trainer.strategy.reduce(gradient.clone()) for gradient in gradients]
             logs |= {"objective": objective, "gradient_norm": torch.stack(torch._foreach_norm(reduced)).norm()}
-            logs |= {name.removeprefix("log_"): value.exp() for name, value in self.hyper.items()}
+            logs |= shown(self.learned, self.meta().hyper)
             values = {f"train/{name.removeprefix('map/')}": value.detach() for name, value in logs.items()}
             self.log_dict(values, sync_dist=True)
-        parameters = [*self.model.parameters(), *self.hyper.values()]
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        parameters = [*trained, *(self.hyper[_key(name)] for name in self.learned)]
         return _WithGradient.apply(objective, len(parameters), *parameters, *gradients)
 
     def _tasks_a_process(self, batch: Episode) -> float:
@@ -137,21 +155,35 @@ class Learner(LightningModule):
         foreign: Foreign | None = None,
     ) -> Scores:
         """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
-        theta, hyper = self.meta_parameters()
+        meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives)
-        noise = self.noise(episodes, seed) if any(kind != "map" for kind in predictives) else None
-        in_dims = (None, None, 0, None if noise is None else 0, None if foreign is None else 0)
-        return vmap(score, in_dims, chunk_size=self.gradient.at_once)(theta, hyper, episodes, noise, foreign)
+        draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
+        shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
+        in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
+        return vmap(score, in_dims, chunk_size=self.gradient.at_once)(meta, episodes, draws, foreign)
 
-    def noise(self, episodes: Episode, seed: int) -> Noise | None:
-        """Draw the noise of ``samples`` posterior draws for each of T tasks, [T, samples, ...], or None."""
-        if self.algorithm.curvature is None:
-            return None
+    def draws(self, episodes: Episode, seed: int) -> Noise:
+        """Draw the noise of ``samples`` predictive draws for each of T tasks, [T, samples, ...], or None."""
         tasks, points = episodes.support.y.shape[:2]
-        theta, _ = self.meta_parameters()
         generator = torch.Generator(self.device).manual_seed(seed)
-        return self.algorithm.curvature.noise(
-            generator, (tasks, self.samples), theta, points, self.algorithm.likelihood
+        return self.algorithm.draws(generator, (tasks, self.samples), self.meta().theta, points)
+
+    def path_noise(self, episodes: Episode, key: tuple[int, ...], rank: int = 0, ranks: int = 1) -> Noise:
+        """Draw the noise of the paths of T tasks, [T, ...], or None; that of a task is a function of key and place.
+
+        The tasks are those at the places rank, rank + ranks, ... of a meta-batch.
+        """
+        theta = self.meta().theta
+        tasks, points = episodes.support.y.shape[:2]
+
+        def draw(place: int) -> Noise:
+            seed = np.random.SeedSequence((*key, place)).generate_state(1, np.uint64)[0]
+            return self.algorithm.noise(torch.Generator().manual_seed(int(seed >> 1)), theta, points)
+
+        if draw(0) is None:
+            return None
+        return tree_map(
+            lambda *each: torch.stack(each).to(self.device), *map(draw, range(rank, rank + tasks * ranks, ranks))
         )
 
     def on_fit_start(self) -> None:
@@ -181,7 +213,10 @@ class Learner(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer of theta and the learned hyper-parameters."""
-        return self.optimizer(self.parameters())
+        if self.hyper_lr is None or not self.learned:
+            return self.optimizer(self.parameters())
+        hyper = {"params": list(self.hyper.values()), "lr": self.hyper_lr}
+        return self.optimizer([{"params": list(self.model.parameters())}, hyper])
 
     def _warn_if_collapsed(self, scores: dict[str, Tensor]) -> None:
         """Say once that the outputs depend on nothing but their bias; the log det rewards that."""
@@ -209,6 +244,11 @@ class Learner(LightningModule):
             "Try a smaller optimizer.lr or algorithm.inner_lr, trainer.gradient_clip_val=1, or a larger "
             "curvature.prior_precision or likelihood.sigma_noise."
         )
+
+
+def _key(name: str) -> str:
+    """Return the name of a learned value as PyTorch admits it for a parameter."""
+    return name.replace(".", "/")
 
 
 class _WithGradient(torch.autograd.Function):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from meta_exp.config.checks import one_line
 from meta_exp.training.history import STEP, TASKS, History
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ class Guarded(Logger):
             getattr(self.logger, method)(*arguments)
         except Exception as error:  # whatever a network, a server or a disk can provoke
             self.logger = None
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = one_line(error)[:300]
             log.warning("logger %s stopped (%s); the training goes on without it", self._name, reason)
 
 

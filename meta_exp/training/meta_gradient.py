@@ -9,13 +9,21 @@ What changes nothing but time, memory and rounding: the tasks may be taken in ch
 the processor's caches; the gradient of a chunk may be compiled, and the cores of a CPU then share out its tasks; and of
 the K inner steps the parameters theta^k alone may be kept, each step being computed anew on the way back,
 
-    c_K = d objective / d theta_i,    c_k = (d theta^{k+1} / d theta^k)^T c_{k+1},    gradient = c_0 + what theta adds
+    c_k = d objective / d theta^k + (d theta^{k+1} / d theta^k)^T c_{k+1},    c_{K+1} = 0
+
+and the gradient in theta and hyper-parameters is (d theta^0 / d .)^T c_0, plus what each step and the objective add
+directly.
+
+Compiled code trusts that nothing changes but its arguments. State that does is looked for at each call, in the plain
+values that the algorithm and its parts hold; where some differs the code is compiled anew, and if that goes on, the
+algorithm is refused.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from functools import cache, partial, reduce
 from types import FunctionType, MethodType
 from typing import Any, Literal
@@ -23,19 +31,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
-from torch.utils._pytree import tree_map
+from torch.nn import Module
+from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp.adaptation import Params
-from meta_exp.algorithms import MAML
-from meta_exp.algorithms.maml import Logs
+from meta_exp.adaptation import Meta, Params, whole_path
+from meta_exp.algorithms import Algorithm, Logs
 from meta_exp.config.checks import require
-from meta_exp.likelihoods import Hyper
+from meta_exp.hyper import Hyper
 from meta_exp.tasks.episode import Episode
 
 log = logging.getLogger(__name__)
+# named here: torch.compile cannot build these types inside a traced function
+Outcome = tuple[Tensor, Logs]
+Differentiated = tuple[Params, Hyper]
 logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # it tells of each operator that it calls by its name
 COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
 WORSE = 1.25  # times the best time a task: where the trial of chunk sizes ends
+RECOMPILATIONS = 3  # because state has changed; a further change ends the run
 
 
 class MetaGradient:
@@ -54,7 +66,7 @@ class MetaGradient:
 
     def __init__(
         self,
-        algorithm: MAML,
+        algorithm: Algorithm,
         chunk_size: int | Literal["auto"] | None = None,
         compile: bool | Literal["auto"] = "auto",
         checkpoint_steps: bool = False,
@@ -68,6 +80,8 @@ class MetaGradient:
         self.checkpoint_steps = checkpoint_steps
         self.compile_s = 0.0
         self._of_chunk: Callable[..., Any] = self._eager
+        self._state: list[tuple[Mapping[str, Any], str, Any]] | None = None  # plain values when it was compiled
+        self._recompiled = 0
 
     @property
     def at_once(self) -> int | None:
@@ -88,22 +102,22 @@ class MetaGradient:
         """Compile at the first use; raise there if that fails."""
         self._of_chunk = self._compile_first
 
-    def __call__(
-        self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float | None = None
-    ) -> tuple[Tensor, Params, Hyper, Logs]:
+    def __call__(self, meta: Meta, episodes: Episode, tasks: float | None = None) -> tuple[Tensor, Params, Hyper, Logs]:
         """Return the objective, its gradients in theta and hyper-parameters, and logged scalars; means over tasks.
 
-        ``tasks`` is what their sums are divided by, where that is not the number of ``episodes``.
+        ``meta.noise`` has a leading dimension of tasks, as ``episodes`` have. ``tasks`` is what their sums are divided
+        by, where that is not the number of ``episodes``.
         """
         count = len(episodes.query.y)
         if self.chunk_size == "auto":
-            self.chunk_size = self._fastest(theta, hyper, episodes)
+            self.chunk_size = self._fastest(meta, episodes)
         cores = self._cores(episodes)
         size = (self.chunk_size or count) // cores
-        parts = [_tasks(episodes, start, start + size) for start in range(0, count, size)]
+        parts = [_tasks(meta, episodes, start, start + size) for start in range(0, count, size)]
+        self._refuse_hidden_state()
 
-        def take(part: Episode) -> Any:
-            return self._of_chunk(theta, hyper, part, tasks or count)
+        def take(part: tuple[Meta, Episode]) -> Any:
+            return self._of_chunk(*part, tasks or count)
 
         if cores > 1 and self.compile_s:  # the sum there too: here it would wake a thread that then spins for a while
             workers = _workers(cores)
@@ -122,33 +136,76 @@ class MetaGradient:
             return 1
         return max(n for n in range(1, torch.get_num_threads() + 1) if int(self.chunk_size) % n == 0)
 
-    def _eager(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
+    def _eager(self, meta: Meta, episodes: Episode, tasks: float) -> Any:
         """Return what the tasks of a chunk contribute to means over ``tasks``."""
-        gradient = partial(self._checkpointed if self.checkpoint_steps else self._plain, theta, hyper)
+        gradient = self._checkpointed if self.checkpoint_steps else self._plain
         if len(episodes.query.y) == 1:  # plain products of matrices are faster than batches of one
-            return tree_map(lambda value: value / tasks, gradient(tree_map(lambda value: value[0], episodes)))
-        return tree_map(lambda value: value.sum(0) / tasks, vmap(gradient)(episodes))
+            noise, episode = tree_map_only(Tensor, lambda value: value[0], (meta.noise, episodes))
+            return tree_map(lambda value: value / tasks, gradient(meta._replace(noise=noise), episode))
+        shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
+        return tree_map(lambda value: value.sum(0) / tasks, vmap(gradient, (shared, 0))(meta, episodes))
 
-    def _plain(self, theta: Params, hyper: Hyper, episode: Episode) -> Any:
+    def _plain(self, meta: Meta, episode: Episode) -> Any:
         """Return the gradients of one task in theta and hyper-parameters, its objective and its logs."""
-        return _gradients(partial(self.algorithm.objective, episode=episode), theta, hyper)
+        algorithm = self.algorithm
 
-    def _checkpointed(self, theta: Params, hyper: Hyper, episode: Episode) -> Any:
+        def objective(theta: Params, hyper: Hyper) -> Outcome:
+            here = meta._replace(theta=theta, hyper=hyper)
+            return algorithm.objective(
+                whole_path(algorithm, episode.support, here, algorithm.inner_steps), episode, here
+            )
+
+        return _gradients(objective, meta.theta, meta.hyper)
+
+    def _checkpointed(self, meta: Meta, episode: Episode) -> Any:
         """Return the same, with the steps' graphs one at a time."""
-        *path, theta_i = self.algorithm.adapt(theta, episode.support, self.algorithm.inner_steps)
-        objective = partial(self.algorithm.objective_at, episode=episode)
-        (cotangent, direct, of_hyper), outcome = _gradients(objective, theta_i, theta, hyper)
-        for params in reversed(path):
-            [cotangent] = vjp(partial(self.algorithm.step, support=episode.support), params)[1](cotangent)
-        return (tree_map(torch.add, cotangent, direct), of_hyper), outcome
+        algorithm, learned = self.algorithm, (meta.theta, meta.hyper)
 
-    def _fastest(self, theta: Params, hyper: Hyper, episodes: Episode) -> int:
+        def at(learned: Differentiated) -> Meta:
+            return meta._replace(theta=learned[0], hyper=learned[1])
+
+        states = whole_path(algorithm, episode.support, meta, algorithm.inner_steps)
+        (of_states, total), outcome = _gradients(
+            lambda states, learned: algorithm.objective(states, episode, at(learned)), states, learned
+        )
+        cotangent = of_states[-1]
+        for k in reversed(range(algorithm.inner_steps)):
+
+            def step(params: Params, learned: Differentiated, k: int = k) -> Params:
+                return algorithm.step(params, episode.support, k, at(learned))
+
+            through, direct = vjp(step, states[k], learned)[1](cotangent)
+            cotangent = tree_map(torch.add, through, of_states[k])
+            total = tree_map(torch.add, total, direct)
+        [direct] = vjp(lambda learned: algorithm.start(at(learned)), learned)[1](cotangent)
+        return tree_map(torch.add, total, direct), outcome
+
+    def _refuse_hidden_state(self) -> None:
+        """Compile anew where plain values have changed that the compiled code took as constants.
+
+        Raises:
+            ValueError: they change again and again.
+        """
+        if self._state is None:
+            return
+        changed = [name for space, name, value in self._state if space.get(name) != value]
+        if not changed:
+            return
+        self._recompiled += 1
+        expected, got = "no state but its arguments", f"{changed[0]!r} changed"
+        remedy = "let it depend on Meta.progress, Meta.noise or a learned value; or set compile=false"
+        require(self._recompiled <= RECOMPILATIONS, "compile: the algorithm", expected, got, remedy)
+        log.warning("%s has changed since the meta-gradient was compiled: it is compiled anew", changed[0])
+        self._state = None
+        self._of_chunk = self._compile_first
+
+    def _fastest(self, meta: Meta, episodes: Episode) -> int:
         """Try 1, 2, 4, ... tasks at once, and all, until more of them take more time a task."""
         count = len(episodes.query.y)
         best, seconds = 1, float("inf")
         for size in [*(2**k for k in range(count.bit_length()) if 2**k < count), count]:
             try:
-                a_task = min(_seconds(self._eager, theta, hyper, _tasks(episodes, 0, size), size) for _ in range(3))
+                a_task = min(_seconds(self._eager, *_tasks(meta, episodes, 0, size), size) for _ in range(3))
             except torch.OutOfMemoryError:
                 break
             if a_task / size < seconds:
@@ -172,23 +229,24 @@ class MetaGradient:
             options |= {"cpp_wrapper": True, "cpp.threads": 1}
         return torch.compile(method, dynamic=False, options=options)
 
-    def _compile_first(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
+    def _compile_first(self, meta: Meta, episodes: Episode, tasks: float) -> Any:
         compiled = self._compiled(self._cores(episodes))
         started = time.perf_counter()
-        part = compiled(theta, hyper, episodes, tasks)
-        self.compile_s = time.perf_counter() - started
+        part = compiled(meta, episodes, tasks)
+        self.compile_s += time.perf_counter() - started
+        self._state = list(_plain_values(self.algorithm))
         log.info("meta-gradient compiled in %.0f s", self.compile_s)
         self._of_chunk = compiled
         return part
 
-    def _compile_or_fall_back(self, theta: Params, hyper: Hyper, episodes: Episode, tasks: float) -> Any:
+    def _compile_or_fall_back(self, meta: Meta, episodes: Episode, tasks: float) -> Any:
         try:
-            return self._compile_first(theta, hyper, episodes, tasks)
+            return self._compile_first(meta, episodes, tasks)
         except Exception as error:  # whatever a compiler that is missing or broken raises
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             log.warning("torch.compile is not available here (%s); training goes on without it", reason)
             self._of_chunk = self._eager
-            return self._eager(theta, hyper, episodes, tasks)
+            return self._eager(meta, episodes, tasks)
 
 
 @cache
@@ -208,8 +266,45 @@ def _sum(parts: Iterable[Any]) -> Any:
     return reduce(partial(tree_map, torch.add), parts)
 
 
-def _tasks(episodes: Episode, start: int, stop: int) -> Episode:
-    return tree_map(lambda value: value[start:stop], episodes)
+def _tasks(meta: Meta, episodes: Episode, start: int, stop: int) -> tuple[Meta, Episode]:
+    noise, part = tree_map_only(Tensor, lambda value: value[start:stop], (meta.noise, episodes))
+    return meta._replace(noise=noise), part
+
+
+def _plain_values(thing: Any, depth: int = 3) -> Iterator[tuple[Mapping[str, Any], str, Any]]:
+    """Yield where each plain value that ``thing``, its class and its parts hold stands: namespace, name, and a copy."""
+    if isinstance(thing, Module):  # PyTorch's own do not change between two steps, and hold many values
+        parts = [part for part in thing.modules() if not type(part).__module__.startswith("torch.")]
+        spaces = [space for part in parts for space in _namespaces(part)]
+    else:
+        spaces = _namespaces(thing)
+    for space in spaces:
+        for name, value in list(space.items()):
+            if name.startswith("__") or (isinstance(thing, Module) and (name.startswith("_") or name == "training")):
+                continue
+            if _plain(value):
+                yield space, name, deepcopy(value)
+            elif depth and space is vars(thing) and hasattr(value, "__dict__") and not callable(value):
+                yield from _plain_values(value, depth - 1)
+            elif depth and isinstance(value, Module):
+                yield from _plain_values(value, 0)
+
+
+def _namespaces(thing: Any) -> list[Mapping[str, Any]]:
+    """Return the attributes of ``thing`` and of its classes, but for Python's and PyTorch's own."""
+    own = [
+        kind for kind in type(thing).__mro__ if kind.__module__.partition(".")[0] not in ("builtins", "abc", "torch")
+    ]
+    return [vars(thing), *map(vars, own)]
+
+
+def _plain(value: Any) -> bool:
+    """Whether ``value`` is a number, a string, None or a container of such, which compiled code takes as constant."""
+    if isinstance(value, dict):
+        return all(_plain(key) and _plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:

@@ -15,6 +15,7 @@ from oracles import (
     loop_gradient,
     loop_objective,
     mlp,
+    objective_of,
     task,
     unvector,
     vector,
@@ -24,6 +25,7 @@ from oracles import (
 from torch.distributions import MultivariateNormal
 from torch.func import grad
 
+from meta_exp.adaptation import Meta
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian
@@ -72,12 +74,12 @@ def test_options(name, prior_term, data):
     make, shape, outputs, likelihood = CASES[name]
     model, batch = make(), episodes(likelihood, shape, outputs)
     algorithm, theta = llama(model, shape, likelihood, prior_term=prior_term, data=data), initial(model)
-    value, logs = algorithm.objective(theta, {}, task(batch))
+    value, logs = objective_of(algorithm, theta, {}, task(batch))
     leaves = {name: p.requires_grad_() for name, p in initial(model).items()}
     assert_equal(value, loop_objective(algorithm, leaves, task(batch), model).detach())
     assert_equal(vmapped_gradient(algorithm, theta, batch), loop_gradient(algorithm, theta, batch))
     heavier = llama(model, shape, likelihood, prior_term=prior_term, data=data, eta=1.5)
-    difference = heavier.objective(theta, {}, task(batch))[0] - value
+    difference = objective_of(heavier, theta, {}, task(batch))[0] - value
     assert_equal(difference, logs["log_det"] / len(batch.query.y[0]))
 
 
@@ -88,13 +90,14 @@ class Converged(LLAMA):
     tau: float
     sigma: float
 
-    def adapt(self, theta, support, steps):
+    def step(self, params, support, k, meta):
+        theta = meta.theta
         weight, bias = theta.values()
         x = torch.cat([support.x, torch.ones_like(support.x[:, :1])], 1)
         prior = torch.cat([weight, bias[:, None]], 1).T
         h = x.T @ x / self.sigma**2 + self.tau * torch.eye(x.shape[1]).double()
         mode = prior + torch.linalg.solve(h, x.T @ (support.y - x @ prior) / self.sigma**2)
-        return [theta, dict(zip(theta, (mode[:-1].T, mode[-1]), strict=True))]
+        return dict(zip(theta, (mode[:-1].T, mode[-1]), strict=True))
 
 
 @pytest.mark.parametrize("data", ["support", "query"])
@@ -130,7 +133,7 @@ def test_linear_gaussian_evidence(tau, sigma, data):
         return -MultivariateNormal((x @ weight.T + bias).T, covariance).log_prob(y.T).sum() / len(y)
 
     def objective(theta, hyper):
-        return algorithm.objective(theta, hyper, episode)[0]
+        return objective_of(algorithm, theta, hyper, episode)[0]
 
     arguments = initial(model), hyper
     assert_equal(objective(*arguments), minus_log_evidence(*arguments))
@@ -150,7 +153,7 @@ def test_gradcheck(name, data, structure):
 
     def objective(v, log_sigma, log_tau):
         hyper = {"log_sigma_noise": log_sigma, "log_prior_precision": log_tau}
-        return algorithm.objective(unvector(v, theta), hyper, episode)[0]
+        return objective_of(algorithm, unvector(v, theta), hyper, episode)[0]
 
     numbers = (torch.tensor(v).double().requires_grad_(name == "gaussian" or v > 0) for v in (-0.4, 0.2))
     assert torch.autograd.gradcheck(objective, (vector(theta).requires_grad_(), *numbers))
@@ -165,7 +168,7 @@ def test_gradcheck_of_conv4(norm, structure):
     algorithm, theta = llama(model, shape, Categorical(), structure), initial(model)
 
     def objective(v):
-        return algorithm.objective(unvector(v, theta), {}, episode)[0]
+        return objective_of(algorithm, unvector(v, theta), {}, episode)[0]
 
     assert torch.autograd.gradcheck(objective, vector(theta).requires_grad_(), fast_mode=True)
 
@@ -180,7 +183,7 @@ def test_eta_zero_is_maml(name, structure, dtype):
     theta, batch = initial(model), episodes(likelihood, shape, outputs, dtype=dtype)
     maml = MAML(model=model, likelihood=likelihood, inner_lr=0.1)
     zero, half = (llama(model, shape, likelihood, structure, eta=eta) for eta in (0.0, 0.5))
-    assert torch.equal(zero.objective(theta, {}, task(batch))[0], maml.objective(theta, {}, task(batch))[0])
+    assert torch.equal(objective_of(zero, theta, {}, task(batch))[0], objective_of(maml, theta, {}, task(batch))[0])
     ours, theirs, other = (vector(vmapped_gradient(a, theta, batch)) for a in (zero, maml, half))
     assert torch.equal(ours, theirs)
     assert (other - theirs).norm() > 0.01 * theirs.norm()
@@ -201,10 +204,10 @@ def test_small_steps_down_the_gradient_flatten():
     theta = initial(model)
 
     def part(theta):
-        return algorithm.objective(theta, {}, batch)[0] - maml.objective(theta, {}, batch)[0]
+        return objective_of(algorithm, theta, {}, batch)[0] - objective_of(maml, theta, {}, batch)[0]
 
     stepped = {name: p - 1e-3 * g for (name, p), g in zip(theta.items(), grad(part)(theta).values(), strict=True)}
-    before, after = (algorithm.objective(p, {}, batch)[1]["log_det"] for p in (theta, stepped))
+    before, after = (objective_of(algorithm, p, {}, batch)[1]["log_det"] for p in (theta, stepped))
     assert after < before - 1e-4
 
 
@@ -215,7 +218,7 @@ def test_single_precision(structure, tau):
     model = conv4().float()
     algorithm = llama(model, (1, 17, 17), Categorical(), structure, tau=tau)
     batch, theta = episodes(Categorical(), (1, 17, 17), 3, dtype=torch.float32), initial(model)
-    value = algorithm.objective(theta, {}, task(batch))[0]
+    value = objective_of(algorithm, theta, {}, task(batch))[0]
     assert value.isfinite()
     assert value.dtype == torch.float32
     assert vector(vmapped_gradient(algorithm, theta, batch)).isfinite().all()
@@ -232,7 +235,7 @@ def test_compiled_equals_eager(structure):
 
     compiled = MetaGradient(algorithm, chunk_size=2)
     compiled.compile()
-    assert_equal(compiled(theta, hyper, batch), MetaGradient(algorithm)(theta, hyper, batch))
+    assert_equal(compiled(Meta(theta, hyper), batch), MetaGradient(algorithm)(Meta(theta, hyper), batch))
     assert compiled.compile_s > 0
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from oracles import (
     CASES,
+    adapted,
     assert_equal,
     conv4,
     episodes,
@@ -12,6 +13,7 @@ from oracles import (
     initial,
     loop_gradient,
     mlp,
+    objective_of,
     task,
     unvector,
     vector,
@@ -67,8 +69,8 @@ def test_one_step_by_hand(first_order):
     expected = grad(query_loss)(theta_i)
     if not first_order:
         expected = expected - alpha * torch.autograd.functional.hessian(support_loss, start) @ expected
-    assert_equal(vector(grad(lambda p: algorithm.objective(p, {}, episode)[0])(theta)), expected)
-    assert_equal(vector(algorithm.adapt(theta, episode.support, 1)[-1]), theta_i)
+    assert_equal(vector(grad(lambda p: objective_of(algorithm, p, {}, episode)[0])(theta)), expected)
+    assert_equal(vector(adapted(algorithm, theta, episode.support, 1)), theta_i)
 
 
 def test_objective_is_a_mean_over_queries():
@@ -77,9 +79,9 @@ def test_objective_is_a_mean_over_queries():
     episode = task(episodes(Categorical(), (2,), 3))
     algorithm = MAML(model=model, likelihood=Categorical(), inner_lr=0.1)
     twice = episode._replace(query=type(episode.query)(*(t.repeat(2, *[1] * (t.ndim - 1)) for t in episode.query)))
-    once, both = (algorithm.objective(initial(model), {}, e)[0] for e in (episode, twice))
+    once, both = (objective_of(algorithm, initial(model), {}, e)[0] for e in (episode, twice))
     assert_equal(both, once)
-    logits = algorithm.predict(algorithm.adapt(initial(model), episode.support, 1)[-1], episode.query.x)
+    logits = algorithm.network(adapted(algorithm, initial(model), episode.support, 1), episode.query.x)
     assert_equal(once, F.cross_entropy(logits, episode.query.y))
 
 
@@ -88,8 +90,8 @@ def test_learned_noise():
     model, episode = mlp(outputs=2), task(episodes(Gaussian(), (2,), 2))
     algorithm = MAML(model=model, likelihood=Gaussian(learned=True), inner_lr=0.1)
     theta, hyper = initial(model), {"log_sigma_noise": torch.tensor(-0.7).double()}
-    found = grad(lambda h: algorithm.objective(theta, h, episode)[0])(hyper)["log_sigma_noise"]
-    residuals = algorithm.predict(algorithm.adapt(theta, episode.support, 1)[-1], episode.query.x) - episode.query.y
+    found = grad(lambda h: objective_of(algorithm, theta, h, episode)[0])(hyper)["log_sigma_noise"]
+    residuals = algorithm.network(adapted(algorithm, theta, episode.support, 1), episode.query.x) - episode.query.y
     expected = 2 - residuals.square().sum() / hyper["log_sigma_noise"].mul(2).exp() / len(residuals)
     assert_equal(found, expected)
 

@@ -1,7 +1,9 @@
 """Settings that are refused: each by its key, with what was expected, and before any training."""
 
 import pytest
+from omegaconf import OmegaConf
 
+from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build
 
 REFUSED = {
@@ -18,7 +20,8 @@ REFUSED = {
     "curvature.prior_precision=0": "curvature.prior_precision: expected a precision > 0, got 0",
     "curvature.learned=true": "curvature.learned=true: expected algorithm.prior_term=true",
     "likelihood.sigma_noise=0": "likelihood.sigma_noise: expected a standard deviation > 0, got 0",
-    "likelihood=categorical": "likelihood with Sinusoid: expected gaussian, got categorical",
+    "likelihood=categorical": "likelihood with Sinusoid: expected gaussian, heteroscedastic, got categorical",
+    "likelihood=poisson": "likelihood with Sinusoid: expected gaussian, heteroscedastic, got poisson",
     "model=conv4": r"model=conv4: expected images \[C, H, W\], got \[1\]; use model=mlp",
     "model.widths=[40,0]": "model.widths: expected positive widths",
     "dataset.shots=0": "dataset.shots: expected at least 1, got 0",
@@ -51,6 +54,7 @@ OMNIGLOT_REFUSED = {
     "dataset.ways=1": "dataset.ways: expected at least 2, got 1",
     "dataset.queries=0": "dataset.queries: expected at least 1, got 0",
     "dataset.split_by=colour": "dataset.split_by: expected 'character' or 'alphabet'",
+    "likelihood=gaussian": "likelihood with Omniglot: expected categorical, got gaussian",
     "model.filters=0": "model.filters: expected at least 1, got 0",
     "model.norm=layer": "model.norm: expected 'batch', 'group' or 'none'",
 }
@@ -65,3 +69,8 @@ def test_refuses_on_images(config, override):
 def test_group_norm_names_the_filters(config):
     with pytest.raises(ValueError, match=r"model.filters: expected a multiple of the 8 groups, got 12"):
         build(config("dataset=omniglot", "algorithm=maml", "model.norm=group", "model.filters=12"))
+
+
+def test_a_group_without_a_class_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"model\._target_: expected the class that it chooses, got none; choose"):
+        constructor(OmegaConf.create({"widths": [4]}), "model")

@@ -14,6 +14,7 @@ from oracles import (
     mlp,
     nll,
     noise_covariance,
+    objective_of,
     task,
     unvector,
     vector,
@@ -21,6 +22,7 @@ from oracles import (
 from torch import nn
 from torch.func import functional_call, grad, vmap
 
+from meta_exp.adaptation import Meta
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, Hessian
 from meta_exp.likelihoods import Categorical, Gaussian
@@ -110,7 +112,7 @@ def test_evaluation_scores_indefinite_tasks():
         algorithm = MAML(model=model, likelihood=Gaussian(), curvature=structure(model, (2,), tau), inner_lr=0.1)
 
         def score(episode):
-            return evaluate(algorithm, initial(model), {}, episode, None, steps=1, predictives=["map"]).each
+            return evaluate(algorithm, Meta(initial(model), {}), episode, None, steps=1, predictives=["map"]).each
 
         return vmap(score)(batch)
 
@@ -143,7 +145,7 @@ def test_gradcheck(likelihood):
     )
 
     def objective(v):
-        return algorithm.objective(unvector(v, theta), {}, episode)[0]
+        return objective_of(algorithm, unvector(v, theta), {}, episode)[0]
 
     v = vector(theta).requires_grad_()
     assert torch.autograd.gradcheck(objective, v)

@@ -1,12 +1,17 @@
 """Likelihoods against torch.distributions, automatic Hessians and brute-force mixtures."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
-from oracles import assert_equal
+from oracles import assert_equal, starts
 from torch import distributions
 from torch.func import grad, jacrev, vmap
 
-from meta_exp.likelihoods import Categorical, Gaussian
+import meta_exp
+from meta_exp import likelihoods
+from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Likelihood, Poisson
 
 POINTS, OUTPUTS, DRAWS = 6, 4, 5
 
@@ -90,8 +95,8 @@ def test_gaussian_log_predictive(targets):
     y = targets[Gaussian]
     total = covariance + 0.3**2 * torch.eye(OUTPUTS).double()
     densities = distributions.MultivariateNormal(means, total).log_prob(y).exp()
-    assert_equal(Gaussian(0.3).log_predictive(means, covariance, y), densities.mean(0).log())
-    assert_equal(Gaussian().score(means, y), (means.mean(0) - y).square().mean(-1))
+    assert_equal(Gaussian(0.3).predictive(means, covariance).log_prob(y), densities.mean(0).log())
+    assert_equal(Gaussian().predictive(means, covariance).score(y), (means.mean(0) - y).square().mean(-1))
 
 
 def test_categorical_log_predictive(targets):
@@ -99,14 +104,15 @@ def test_categorical_log_predictive(targets):
     logits, y = torch.randn(DRAWS, POINTS, OUTPUTS).double(), targets[Categorical]
     p = sum(draw.softmax(-1) for draw in logits) / DRAWS
     expected = torch.stack([p[m, y[m]] for m in range(POINTS)]).log()
-    assert_equal(Categorical().log_predictive(logits, torch.zeros(POINTS, OUTPUTS), y), expected)
-    assert_equal(Categorical().score(logits, y), (p.argmax(-1) == y).double())
+    predictive = Categorical().predictive(logits, torch.zeros(POINTS, OUTPUTS, OUTPUTS))
+    assert_equal(predictive.log_prob(y), expected)
+    assert_equal(predictive.score(y), (p.argmax(-1) == y).double())
 
 
 def test_hyperparameters():
     """Only a learned noise is a hyper-parameter; ``at`` puts it in place."""
     assert Gaussian(0.5).hyperparameters() == {} == Categorical().hyperparameters()
-    hyper = Gaussian(0.5, learned=True).hyperparameters()
+    hyper = starts(Gaussian(0.5, learned=True).hyperparameters())
     torch.testing.assert_close(Gaussian(9.0, learned=True).at(hyper).sigma_noise, torch.tensor(0.5))
     assert Gaussian(0.5).at({}) == Gaussian(0.5)
 
@@ -115,3 +121,22 @@ def test_hyperparameters():
 def test_refuses_noise_that_is_not_positive(sigma):
     with pytest.raises(ValueError, match=r"likelihood\.sigma_noise"):
         Gaussian(sigma)
+
+
+def test_nothing_else_knows_which_likelihood_it_is():
+    names = [
+        name for name, kind in vars(likelihoods).items() if isinstance(kind, type) and issubclass(kind, Likelihood)
+    ]
+    assert {"Likelihood", "Gaussian", "Categorical", "HeteroscedasticGaussian", "Poisson"} == set(names)
+    asks = re.compile(
+        rf"(isinstance|issubclass)\([^()]*,[^()]*\b({'|'.join(names)})\b|\btype\([^()]*likelihood\)\s*(is|==)"
+    )
+    assert asks.search("isinstance(likelihood, Gaussian | Poisson)")
+    package = Path(meta_exp.__file__).parent
+    found = [file for file in package.rglob("*.py") if asks.search(file.read_text())]
+    assert not [file for file in found if file.parent != package / "likelihoods"]
+
+
+@pytest.mark.parametrize("likelihood", [Gaussian(), Categorical(), HeteroscedasticGaussian(), Poisson()])
+def test_predictive_bears_the_likelihoods_metric(likelihood):
+    assert likelihood.plug_in(torch.zeros(2, likelihood.outputs_for(3))).metric == likelihood.metric

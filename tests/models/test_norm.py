@@ -4,11 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import assert_equal
-from torch import nn
 from torch.func import functional_call, grad, vmap
 
-from meta_exp.models import MLP, Affine, BatchNorm, Conv4, GroupNorm, refuse_fused_norms
-from meta_exp.models.norm import couples_points
+from meta_exp.models import BatchNorm, GroupNorm
 
 SHAPES = [(5, 4), (3, 4, 2, 3)]
 
@@ -77,30 +75,6 @@ def test_second_order_under_vmap(norm):
     for i, task in enumerate(x):
         expected = torch.autograd.grad(meta(weight, bias, task), (weight, bias))
         assert_equal([g[i] for g in found], list(expected))
-
-
-def test_which_norms_couple_points():
-    """Changing one point moves another's output through BatchNorm and not through GroupNorm."""
-    x = torch.randn(3, 8, 2, 2).double()
-    moved = torch.cat([x[:2], x[2:] + 1])
-    assert not torch.allclose(BatchNorm(8)(x)[0], BatchNorm(8)(moved)[0])
-    assert torch.equal(GroupNorm(8)(x)[0], GroupNorm(8)(moved)[0])
-    coupled = {norm: couples_points(Conv4((1, 16, 16), 2, filters=8, norm=norm)) for norm in ("batch", "group", "none")}
-    assert coupled == {"batch": True, "group": False, "none": False}
-
-
-@pytest.mark.parametrize(
-    "norm", [nn.BatchNorm1d(4), nn.BatchNorm2d(4, affine=False), nn.InstanceNorm2d(4), nn.LayerNorm(4)]
-)
-def test_refuses_fused_norms(norm):
-    """The error names the layer and its kind."""
-    with pytest.raises(ValueError, match=rf"'1'.*{type(norm).__name__}"):
-        refuse_fused_norms(nn.Sequential(nn.Linear(2, 4), norm))
-
-
-@pytest.mark.parametrize("model", [MLP((2,), 3), Conv4((1, 16, 16), 3, filters=8), nn.GroupNorm(2, 4), Affine(3)])
-def test_accepts_norms_that_differentiate(model):
-    refuse_fused_norms(model)
 
 
 def test_refuses_channels_that_do_not_split_into_groups():

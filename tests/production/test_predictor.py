@@ -2,18 +2,21 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 import torch
 
 import meta_exp
+from meta_exp.adaptation import adapt
+from meta_exp.likelihoods.gaussian import NormalMixture
 from meta_exp.production import predictor as production
 from meta_exp.runs.restore import open_run
 from meta_exp.tasks import MiniImagenet
+from meta_exp.tasks.episode import Examples
 from meta_exp.tasks.images.files import list_images
 from meta_exp.tasks.stream import draw_tasks
 
@@ -47,14 +50,12 @@ def test_predictions_are_those_of_the_learner(sinusoid_run, sinusoid):
     learner = open_run(sinusoid_run).learner
     episodes = draw_tasks(open_run(sinusoid_run).family, "test", 0, 1)
     (support, query) = [[value[0].numpy() for value in part] for part in episodes]
-    theta, hyper = learner.meta_parameters()
-    theta_i = learner.algorithm.adapt(
-        theta, episodes.support._replace(x=episodes.support.x[0], y=episodes.support.y[0]), 10
-    )[-1]
+    meta = learner.meta()
+    theta_i = adapt(learner.algorithm, Examples(episodes.support.x[0], episodes.support.y[0]), meta, 10)
     found = sinusoid.adapt(*support).predict(query[0], kind="map")
-    expected = learner.algorithm.predict(theta_i, episodes.query.x[0]).detach()
+    expected = learner.algorithm.network(theta_i, episodes.query.x[0]).detach()
     np.testing.assert_allclose(found.mean, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.variance, float(hyper["log_sigma_noise"].exp() ** 2), rtol=1e-5)
+    np.testing.assert_allclose(found.variance, float(meta.hyper["log_sigma_noise"].exp() ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +103,10 @@ def test_shapes_follow_y_and_kinds_follow_x(sinusoid, kind):
 
 def test_interval_holds_what_it_says():
     """Of one Gaussian in closed form; of a lopsided mixture by its distribution function."""
-    one = production.Regression(np.zeros(1), np.ones(1), (torch.zeros(1, 1, 1), torch.ones(1, 1, 1)))
+    one = production.Regression(np.zeros(1), np.ones(1), NormalMixture(torch.zeros(1, 1, 1), torch.ones(1, 1, 1)))
     np.testing.assert_allclose(np.ravel(one.interval(0.95)), [-1.959964, 1.959964], atol=1e-5)
     means, variances = torch.tensor([0.0, 0.0, 8.0]).view(3, 1, 1), torch.tensor([1.0, 4.0, 0.01]).view(3, 1, 1)
-    low, high = production.Regression(np.zeros(1), np.ones(1), (means, variances)).interval(0.8)
+    low, high = production.Regression(np.zeros(1), np.ones(1), NormalMixture(means, variances)).interval(0.8)
     draws = means.flatten().repeat(100_000) + variances.flatten().sqrt().repeat(100_000) * torch.randn(
         300_000, generator=torch.Generator().manual_seed(0)
     )
@@ -232,7 +233,5 @@ def test_loads_where_neither_data_set_nor_dashboard_is(character_run, letters, t
     command = [sys.executable, "-W", "error::UserWarning", "-c", ELSEWHERE]
     arguments = [character_run, tmp_path / "nothing", shown[0], shown[5]]
     variables = {key: value for key, value in os.environ.items() if key != "META_EXP_DATA"}
-    result = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=120, env=variables, check=False
-    )
+    result = commands.finished([*command, *arguments], variables=variables)
     assert result.stdout == "['a', 'b']\n", result.stderr

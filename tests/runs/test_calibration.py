@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from oracles import assert_equal, dense_jacobian, dense_precision, episodes, initial, mlp, task
+from oracles import adapted, assert_equal, dense_jacobian, dense_precision, episodes, initial, mlp, objective_of, task
 from torch.distributions import MultivariateNormal
 from torch.func import functional_call
 
+from meta_exp.adaptation import Meta
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian
@@ -24,13 +25,13 @@ def test_linearized_is_the_nll_of_the_dense_predictive():
     model, likelihood = mlp(outputs=2), Gaussian(0.5)
     algorithm = MAML(model=model, likelihood=likelihood, curvature=GGN(model, (2,), 100.0), inner_lr=0.1)
     theta, (support, query) = initial(model), task(episodes(likelihood, (2,), 2))
-    theta_i = algorithm.adapt(theta, support, 3)[-1]
+    theta_i = adapted(algorithm, theta, support, 3)
     precision = dense_precision(likelihood, model, theta_i, support.x, float(TAU))
     jacobian = dense_jacobian(model, theta_i, query.x)
     covariance = jacobian @ torch.linalg.inv(precision) @ jacobian.mT + 0.25 * torch.eye(2).double()
     outputs = functional_call(model, theta_i, (query.x,))
     expected = -MultivariateNormal(outputs, covariance).log_prob(query.y).mean()
-    found = criterion_of(algorithm, "linearized", 3, theta, {}, task(episodes(likelihood, (2,), 2)), None, TAU)
+    found = criterion_of(algorithm, "linearized", 3, Meta(theta, {}), task(episodes(likelihood, (2,), 2)), None, TAU)
     assert_equal(found, expected)
 
 
@@ -43,9 +44,9 @@ def test_marginal_likelihood_is_llamas_objective_on_the_support_set(likelihood, 
     episode = task(episodes(likelihood, (2,), 3))._replace(support=support, query=support)
     settings = {"model": model, "likelihood": likelihood, "inner_lr": 0.1, "inner_steps": 2}
     llama = LLAMA(**settings, curvature=structure(model, (2,), float(TAU)), eta=0.5, prior_term=True)
-    expected, _ = llama.objective(initial(model), {}, episode)
+    expected, _ = objective_of(llama, initial(model), {}, episode)
     maml = MAML(**settings, curvature=structure(model, (2,), 9.0))
-    found = criterion_of(maml, "marginal_likelihood", 2, initial(model), {}, episode, None, TAU)
+    found = criterion_of(maml, "marginal_likelihood", 2, Meta(initial(model), {}), episode, None, TAU)
     assert_equal(found, expected)
 
 

@@ -1,47 +1,183 @@
-"""Pictures are drawn for both kinds of tasks, and name what they show."""
+"""Pictures: what a learner makes of a task, drawn by its family; and runs of families that draw nothing, or fail to."""
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+import meta_exp.tasks
+from meta_exp.adaptation import adapt
+from meta_exp.comparison.compare import compare
 from meta_exp.runs import pictures
 from meta_exp.runs.build import build
+from meta_exp.runs.train import train
+from meta_exp.tasks import Episode, Examples, Sinusoid
+from meta_exp.tasks.picture import Pictured
 
 SMOKE = ["trainer=smoke", "logger=none", "samples=3"]
 
 
-def texts(figure):
-    return " ".join(text.get_text() for text in figure.findobj(lambda artist: hasattr(artist, "get_text")))
+def views(run):
+    with torch.no_grad():
+        return pictures.views(run.learner, run.family.picture.tasks(), classes=run.family.classes)
 
 
-@pytest.mark.parametrize("overrides", [[], ["algorithm=maml"]], ids=["llama", "maml"])
-def test_fan(config, tmp_path, overrides):
+@pytest.mark.parametrize("overrides", [[], ["algorithm=maml"], ["predictives=[map]"]], ids=["llama", "maml", "map"])
+def test_a_fan_is_saved(config, tmp_path, overrides):
     run = build(config(*SMOKE, *overrides))
-    figure = pictures.draw_fan(run.learner, run.family)
-    for words in ("true curve", "support points", "before adaptation", "after 1 step", "after 10 steps", "95 % band"):
-        assert words in texts(figure)
-    assert len(figure.axes) == pictures.PICTURE_TASKS
     files = pictures.draw(run.learner, run.family, "title", tmp_path / "plots")
     assert sorted(file.name for file in files) == ["fan.png", "fan.svg"]
     assert all(file.stat().st_size > 5000 for file in files)
 
 
-def test_band_is_the_linearized_predictive(config):
-    """The band's half width is 1.96 times the deviation of the linearised outputs with noise."""
-    run = build(config(*SMOKE))
-    figure = pictures.draw_fan(run.learner, run.family)
-    (band,) = figure.axes[0].collections
-    vertices = band.get_paths()[0].vertices
-    narrowest = 2 * 1.96 * run.learner.algorithm.likelihood.sigma_noise
-    left = vertices[vertices[:, 0] == -5][:, 1]
-    assert left.max() - left.min() > narrowest
-
-
-def test_episode(config, tmp_path, omniglot_root):
+def test_an_episode_is_saved(config, tmp_path, omniglot_root):
     arguments = ["dataset=omniglot", "curvature=last_layer", "model.filters=8", "dataset.queries=2", "dataset.ways=6"]
     run = build(config(*SMOKE, *arguments, f"dataset.root={omniglot_root}"))
-    with torch.no_grad():
-        figure = pictures.draw_episode(run.learner, run.family)
-    for words in ("support", "query", "class F", "map", "linearized"):
-        assert words in texts(figure)
+    [view] = views(run)
+    assert list(view.probabilities) == ["map", "linearized"]
+    for probabilities in view.probabilities.values():
+        np.testing.assert_allclose(probabilities.sum(1), np.ones(12), rtol=1e-6)
+    assert view.band is view.draws is None
     files = pictures.draw(run.learner, run.family, "title", tmp_path / "plots")
     assert sorted(file.name for file in files) == ["episode.png", "episode.svg"]
+
+
+def test_a_band_is_the_linearized_predictive(config):
+    """Its half width is 1.96 times the deviation of the linearised outputs with noise."""
+    run = build(config(*SMOKE))
+    for task, view in enumerate(views(run)):
+        support, query = (Examples(*(part[task] for part in examples)) for examples in run.family.picture.tasks())
+        meta = run.learner.meta()
+        algorithm = run.learner.algorithm
+        theta_i = adapt(algorithm, support, meta, 10)
+        posterior = algorithm.posterior(theta_i, support, meta)
+        variance = posterior.functional_variance(query.x)[:, 0, 0] + algorithm.likelihood.at(meta.hyper).variance
+        half = 1.959964 * variance.sqrt().detach().numpy()
+        np.testing.assert_allclose((view.band.high - view.band.low)[:, 0] / 2, half, rtol=1e-5)
+        mean = algorithm.network(theta_i, query.x).detach().numpy()
+        np.testing.assert_allclose(view.band.mean, mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(view.path[10], mean, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(view.path[0], algorithm.network(meta.theta, query.x).detach(), rtol=1e-5, atol=1e-6)
+        assert view.draws.shape == (3, 200, 1)
+
+
+def test_without_a_posterior_the_band_is_the_noise(config):
+    run = build(config(*SMOKE, "algorithm=maml", "likelihood.sigma_noise=0.5", "likelihood.learned=false"))
+    for view in views(run):
+        np.testing.assert_allclose(view.band.high - view.band.low, 2 * 1.959964 * 0.5, rtol=1e-5)
+        assert view.draws is None
+
+
+@dataclass(frozen=True)
+class Planes:
+    """Regression of several inputs: y = a . x."""
+
+    shots: int = 10
+    queries: int = 10
+    meta_batch: int = 4
+
+    input_shape = (3,)
+    outputs = 1
+    classes = False
+
+    def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
+        x = rng.standard_normal((tasks, self.shots + self.queries, 3))
+        y = x @ rng.standard_normal((tasks, 3, 1))
+        x, y = (torch.from_numpy(values).float() for values in (x, y))
+        support, query = (Examples(x[:, part], y[:, part]) for part in (np.s_[: self.shots], np.s_[self.shots :]))
+        return Episode(support, query)
+
+    def to(self, device: torch.device) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Classes of vectors: each class is a normal cloud around a centre of its own."""
+
+    shots: int = 3
+    queries: int = 5
+    meta_batch: int = 4
+
+    input_shape = (2,)
+    outputs = 3
+    classes = True
+
+    def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
+        centres = 3 * rng.standard_normal((tasks, self.outputs, 1, 2))
+        x = centres + rng.standard_normal((tasks, self.outputs, self.shots + self.queries, 2))
+        x = torch.from_numpy(x).float()
+        y = torch.arange(self.outputs)[:, None].expand(tasks, self.outputs, self.shots + self.queries)
+        sets = (np.s_[:, :, : self.shots], np.s_[:, :, self.shots :])
+        return Episode(*(Examples(x[part].flatten(1, 2), y[part].flatten(1, 2)) for part in sets))
+
+    def to(self, device: torch.device) -> None:
+        pass
+
+
+class Failing:
+    """A picture that breaks with a message of two lines."""
+
+    name = "failing"
+
+    def tasks(self) -> Episode:
+        return Sinusoid().picture.tasks()
+
+    def draw(self, views):
+        raise ZeroDivisionError("a line\nand another")
+
+
+@dataclass(frozen=True)
+class Unlucky(Sinusoid):
+    """A family whose picture breaks."""
+
+    @property
+    def picture(self) -> Failing:
+        return Failing()
+
+
+@pytest.fixture
+def run_of(config, tmp_path, monkeypatch):
+    """Train a smoke run of a family of one's own; until the test ends it stands among those of the package."""
+
+    def make(family: type, *overrides: str) -> Path:
+        monkeypatch.setattr(family, "__module__", "meta_exp.tasks.own")
+        monkeypatch.setattr(meta_exp.tasks, family.__name__, family, raising=False)
+        keys = ["model.widths=[8]", "validation_tasks=4", "test_tasks=10", *overrides]
+        cfg = config(*SMOKE, *keys, run_dir=tmp_path / "run")
+        cfg.dataset = {"_target_": f"meta_exp.tasks.{family.__name__}"}
+        train(cfg)
+        first = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert train(cfg) == first["validation/loss"], "finished, and skipped"
+        return tmp_path / "run"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("family", "likelihood", "score"),
+    [(Planes, "gaussian", "test/linearized/nll"), (Blobs, "categorical", "test/linearized/accuracy")],
+)
+def test_a_family_without_a_picture_has_none(run_of, caplog, family, likelihood, score):
+    assert not isinstance(family(), Pictured)
+    run = run_of(family, f"likelihood={likelihood}")
+    assert score in json.loads((run / "metrics.json").read_text())
+    assert not (run / "plots").exists()
+    assert compare([run]) == 0
+    assert (run / "report.html").stat().st_size > 5000
+    assert not list((run / "pictures").glob("tasks_*"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "picture" not in caplog.text
+
+
+def test_a_picture_that_fails_is_one_line(run_of, caplog):
+    run = run_of(Unlucky)
+    assert compare([run]) == 0
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    reason = "picture: expected one of Unlucky, got ZeroDivisionError: a line and another; "
+    assert told == [f"{reason}the run is finished without it", f"{reason}the comparison goes on without it"]
+    assert not (run / "plots").exists()
+    assert (run / "report.html").stat().st_size > 5000

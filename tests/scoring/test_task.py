@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from oracles import assert_equal, episodes, initial, mlp, task
+from oracles import adapted, assert_equal, episodes, initial, mlp, task
 
+from meta_exp.adaptation import Meta, path
 from meta_exp.algorithms import MAML
 from meta_exp.curvature import GGN
 from meta_exp.likelihoods import Categorical, Gaussian
@@ -19,7 +20,7 @@ from meta_exp.tasks.foreign import Foreign
 class Known(MAML):
     """An algorithm whose network answers with its inputs, whatever its parameters."""
 
-    def predict(self, params, x):
+    def network(self, params, x):
         return x + 0 * sum(p.sum() for p in params.values())
 
 
@@ -30,7 +31,7 @@ def known(likelihood):
 
 def score(algorithm, theta, query, support=None, **options):
     episode = Episode(support or query, query)
-    return evaluate(algorithm, theta, {}, episode, None, steps=2, predictives=["map"], **options).each
+    return evaluate(algorithm, Meta(theta, {}), episode, None, steps=2, predictives=["map"], **options).each
 
 
 def test_perfect_and_untrained_classifiers():
@@ -59,9 +60,9 @@ def test_steps_are_scored_along_the_path():
     theta = initial(model)
     algorithm = MAML(model=model, likelihood=Gaussian(), inner_lr=0.1)
     episode = task(episodes(Gaussian(), (2,), 1))
-    scores = evaluate(algorithm, theta, {}, episode, None, steps=3, predictives=["map"]).each
-    for k, params in enumerate(algorithm.adapt(theta, episode.support, 3)):
-        expected = ((algorithm.predict(params, episode.query.x) - episode.query.y) ** 2).mean()
+    scores = evaluate(algorithm, Meta(theta, {}), episode, None, steps=3, predictives=["map"]).each
+    for k, params in enumerate(path(algorithm, episode.support, Meta(theta, {}), 3)):
+        expected = ((algorithm.network(params, episode.query.x) - episode.query.y) ** 2).mean()
         assert_equal(scores[f"map/mse_step_{k}"], expected)
     assert "map/mse_step_4" not in scores
 
@@ -74,10 +75,10 @@ def test_nll_is_of_the_mixture():
     algorithm = MAML(model=model, likelihood=Categorical(), curvature=curvature, inner_lr=0.1)
     episode = task(episodes(Categorical(), (2,), 3))
     noise = curvature.noise(torch.Generator().manual_seed(0), (50,), theta, len(episode.support.y), Categorical())
-    scores = evaluate(algorithm, theta, {}, episode, noise, steps=1, predictives=["sample"]).each
-    theta_i = algorithm.adapt(theta, episode.support, 1)[-1]
-    posterior = algorithm.posterior(theta_i, episode.support, {})
-    drawn = predict("sample", algorithm.predict, theta_i, episode.query.x, Categorical(), posterior, noise).outputs
+    scores = evaluate(algorithm, Meta(theta, {}), episode, noise, steps=1, predictives=["sample"]).each
+    theta_i = adapted(algorithm, theta, episode.support, 1)
+    posterior = algorithm.posterior(theta_i, episode.support, Meta(theta, {}))
+    drawn = predict("sample", algorithm.network, theta_i, episode.query.x, Categorical(), posterior, noise).outputs
     chosen = drawn.softmax(-1)[:, torch.arange(len(episode.query.y)), episode.query.y]
     assert_equal(scores["sample/nll"], -chosen.mean(0).log().mean())
     assert scores["sample/nll"] < -chosen.log().mean()
@@ -93,7 +94,7 @@ def test_foreign_images_are_told_by_their_entropy():
 
     def scores(*foreign):
         marked = Foreign(others, torch.tensor(foreign))
-        return evaluate(algorithm, theta, {}, episode, None, marked, steps=1, predictives=["map"])
+        return evaluate(algorithm, Meta(theta, {}), episode, None, marked, steps=1, predictives=["map"])
 
     scored = scores(True, True, True, False, False, False)
     assert scored.each["map/auroc"] == 1
@@ -113,8 +114,8 @@ def test_regression_flags_what_lies_beyond_the_support():
     x = torch.tensor([[-0.2], [0.1], [0.3]]).double()
     far = torch.tensor([[0.0], [3.0], [-4.0], [0.2]]).double()
     episode = Episode(Examples(x, x.sin()), Examples(far, far.sin()))
-    each = evaluate(algorithm, theta, {}, episode, None, steps=1, predictives=["map", "linearized"]).each
+    each = evaluate(algorithm, Meta(theta, {}), episode, None, steps=1, predictives=["map", "linearized"]).each
     assert each["linearized/auroc"] == 1
     assert each["map/auroc"] == 0.5
     inside = Episode(episode.support, Examples(far[:1], far[:1].sin()))
-    assert evaluate(algorithm, theta, {}, inside, None, steps=1, predictives=["map"]).each["map/auroc"].isnan()
+    assert evaluate(algorithm, Meta(theta, {}), inside, None, steps=1, predictives=["map"]).each["map/auroc"].isnan()

@@ -72,7 +72,6 @@ def test_a_continued_run_is_one_run(config, tmp_path):
     cfg = config(*TINY, f"logger.wandb.save_dir={tmp_path}")
     train(cfg)
     (Path(cfg.run_dir) / "metrics.json").unlink()  # as if killed in the last moment
-    cfg.run_name = None
     train(cfg)
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     history = [

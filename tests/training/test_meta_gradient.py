@@ -5,9 +5,22 @@ import threading
 
 import pytest
 import torch
-from oracles import LiveBytes, assert_equal, conv4, episodes, image_shape, initial, loop_gradient, mlp, task
+from oracles import (
+    LiveBytes,
+    assert_equal,
+    conv4,
+    episodes,
+    image_shape,
+    initial,
+    loop_gradient,
+    mlp,
+    objective_of,
+    starts,
+    task,
+)
 from torch.func import grad
 
+from meta_exp.adaptation import Meta
 from meta_exp.algorithms import LLAMA, MAML
 from meta_exp.curvature import GGN, KFAC
 from meta_exp.likelihoods import Categorical, Gaussian
@@ -25,7 +38,7 @@ def llama(**settings):
         model=model, likelihood=likelihood, curvature=GGN(model, (2,), 0.3), inner_lr=0.1, eta=0.5, **settings
     )
     batch = episodes(likelihood, (2,), 2, tasks=7)
-    return algorithm, lambda **options: MetaGradient(algorithm, **options)(initial(model), {}, batch)
+    return algorithm, lambda **options: MetaGradient(algorithm, **options)(Meta(initial(model), {}), batch)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 7, 100, "auto"])
@@ -40,7 +53,7 @@ def test_checkpointed_steps_on_a_convolutional_network(first_order):
     model, batch = conv4(), episodes(Categorical(), image_shape("stride"), 3, tasks=2)
     settings = {"inner_lr": 0.1, "inner_steps": 3, "first_order": first_order}
     algorithm = MAML(model=model, likelihood=Categorical(), **settings)
-    found = MetaGradient(algorithm, checkpoint_steps=True)(initial(model), {}, batch)[1]
+    found = MetaGradient(algorithm, checkpoint_steps=True)(Meta(initial(model), {}), batch)[1]
     assert_equal(found, loop_gradient(algorithm, initial(model), batch))
 
 
@@ -51,7 +64,7 @@ def test_compiled_convolutional_network():
     algorithm = MAML(model=model, likelihood=Categorical(), inner_lr=0.1)
     compiled = MetaGradient(algorithm)
     compiled.compile()
-    assert_equal(compiled(initial(model), {}, batch), MetaGradient(algorithm)(initial(model), {}, batch))
+    assert_equal(compiled(Meta(initial(model), {}), batch), MetaGradient(algorithm)(Meta(initial(model), {}), batch))
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
@@ -63,16 +76,16 @@ def test_cores_share_out_a_chunk(curvature, monkeypatch):
     settings = {"inner_lr": 0.1, "curvature": curvature and curvature(model, (2,))}
     algorithm = LLAMA(model=model, likelihood=likelihood, eta=0.5, **settings) if curvature else None
     algorithm = algorithm or MAML(model=model, likelihood=likelihood, inner_lr=0.1)
-    inputs = initial(model), {}, episodes(likelihood, (2,), 3, tasks=8)
+    inputs = Meta(initial(model), {}), episodes(likelihood, (2,), 3, tasks=8)
     shared = MetaGradient(algorithm, chunk_size=4)
     shared.compile()
     used, eager = [], MetaGradient(algorithm)(*inputs)
     assert_equal(shared(*inputs), eager)
     compiled = shared._of_chunk
 
-    def watched(theta, hyper, part, tasks):
+    def watched(meta, part, tasks):
         used.append((threading.get_ident(), len(part.query.y)))
-        return compiled(theta, hyper, part, tasks)
+        return compiled(meta, part, tasks)
 
     shared._of_chunk = watched
     first, second = shared(*inputs), shared(*inputs)
@@ -88,7 +101,7 @@ def test_checkpointed_steps_of_llama():
     settings = {"inner_lr": 0.1, "inner_steps": 4, "eta": 0.5, "prior_term": True}
     curvature = GGN(model, (2,), 0.3, learned=True)
     algorithm = LLAMA(model=model, likelihood=likelihood, curvature=curvature, **settings)
-    inputs = initial(model), algorithm.hyperparameters(), episodes(likelihood, (2,), 2)
+    inputs = Meta(initial(model), starts(algorithm.hyperparameters())), episodes(likelihood, (2,), 2)
     assert_equal(MetaGradient(algorithm, checkpoint_steps=True)(*inputs), MetaGradient(algorithm)(*inputs))
 
 
@@ -100,11 +113,11 @@ def test_memory():
 
     def peak(take):
         with LiveBytes() as live:
-            take(theta, {}, batch)
+            take(Meta(theta, {}), batch)
         return live.peak
 
-    def with_a_graph(theta, hyper, batch):
-        return grad(lambda theta: algorithm.objective(theta, hyper, task(batch))[0])(theta)
+    def with_a_graph(meta, batch):
+        return grad(lambda theta: objective_of(algorithm, theta, {}, task(batch))[0])(meta.theta)
 
     plain = peak(MetaGradient(algorithm))
     assert plain < 0.6 * peak(with_a_graph)
@@ -114,7 +127,7 @@ def test_memory():
 def test_trial_finds_the_fastest_chunk(monkeypatch, caplog):
     """With a clock that says four at once are fastest a task, and that more than five do not fit."""
 
-    def clock(function, theta, hyper, batch, tasks):
+    def clock(function, meta, batch, tasks):
         size = len(batch.query.y)
         if size > 5:
             raise torch.OutOfMemoryError
@@ -125,7 +138,7 @@ def test_trial_finds_the_fastest_chunk(monkeypatch, caplog):
     found = MetaGradient(algorithm, chunk_size="auto")
     assert found.at_once is None
     with caplog.at_level(logging.INFO):
-        found(initial(algorithm.model), {}, episodes(Gaussian(), (2,), 2, tasks=7))
+        found(Meta(initial(algorithm.model), {}), episodes(Gaussian(), (2,), 2, tasks=7))
     assert found.at_once == 4
     assert "chunk_size=auto: 4 of 7 tasks at once" in caplog.text
 
@@ -156,12 +169,12 @@ def test_falls_back_where_the_compiler_is_missing(monkeypatch, caplog):
     found = MetaGradient(algorithm, chunk_size=3)
     found.prepare(meta_gradient.COMPILE_FROM_STEPS)
     batch = episodes(Gaussian(0.5), (2,), 2, tasks=7)
-    assert_equal(found(initial(algorithm.model), {}, batch), take(chunk_size=3), rtol=0, atol=0)
+    assert_equal(found(Meta(initial(algorithm.model), {}), batch), take(chunk_size=3), rtol=0, atol=0)
     assert caplog.text.count("torch.compile is not available here (no C++ compiler)") == 1
     forced = MetaGradient(algorithm, compile=True)
     forced.prepare(1)
     with pytest.raises(RuntimeError, match="no C"):
-        forced(initial(algorithm.model), {}, batch)
+        forced(Meta(initial(algorithm.model), {}), batch)
 
 
 @pytest.mark.parametrize(("compile", "steps"), [(False, 10**6), ("auto", meta_gradient.COMPILE_FROM_STEPS - 1)])
@@ -170,4 +183,4 @@ def test_does_not_compile_where_it_does_not_pay(monkeypatch, compile, steps):
     algorithm, _ = llama()
     gradient = MetaGradient(algorithm, compile=compile)
     gradient.prepare(steps)
-    gradient(initial(algorithm.model), {}, episodes(Gaussian(0.5), (2,), 2))
+    gradient(Meta(initial(algorithm.model), {}), episodes(Gaussian(0.5), (2,), 2))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from meta_exp.config.checks import require
 from meta_exp.tasks.episode import Episode, Examples
+from meta_exp.tasks.functions.picture import Fan
 from meta_exp.tasks.functions.prior import Prior
 
 Range = tuple[float, float]
@@ -72,6 +73,11 @@ class CurveTasks(ABC):
         y = curve(x) + self.noise * rng.standard_normal(x.shape)
         grid = np.tile(np.linspace(low, high, points)[:, None], (tasks, 1, 1))
         return Episode(_examples(x, y), _examples(grid, curve(grid)))
+
+    @property
+    def picture(self) -> Fan:
+        """What a learner makes of a few functions, with the support in the left half."""
+        return Fan(self)
 
     def to(self, device: torch.device) -> None:  # noqa: B027
         """Hold nothing on a device: each batch is moved as it is drawn."""

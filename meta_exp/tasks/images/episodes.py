@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from meta_exp.config.checks import require
-from meta_exp.tasks.episode import Episode, Examples
+from meta_exp.tasks.episode import ClassEpisode, Episode, Examples
 from meta_exp.tasks.images.augmentation import augment
 
 Integers = NDArray[np.int64]
@@ -87,11 +87,15 @@ class ImageTasks:
         [tasks, ways * shots]; the query set has ``queries`` in place of ``shots``. Raises ValueError for an unknown
         split.
         """
+        return self.draw_classes(split, rng, tasks).episode
+
+    def draw_classes(self, split: str, rng: np.random.Generator, tasks: int) -> ClassEpisode:
+        """Draw the same episodes, with their classes: 4 c + r is class c turned by r quarters."""
         choice = self.choose(split, rng, tasks)
         noise = rng if split in self.augmented else None
         sets = (choice.images[..., : self.shots], choice.images[..., self.shots :])
         support, query = (self._examples(choice._replace(images=images), noise) for images in sets)
-        return Episode(support, query)
+        return ClassEpisode(Episode(support, query), 4 * choice.classes + choice.turns)
 
     def to(self, device: torch.device | str) -> None:
         """Make episodes on ``device``, and move the images there if they take no more than half of its free memory."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import one_line, require
 
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -49,7 +49,7 @@ def _read(file: str | Path, shape: Sequence[int]) -> NDArray[np.uint8]:
         with Image.open(file) as opened:
             image = _on_white(_eight_bits(ImageOps.exif_transpose(opened)))
     except Exception as error:  # file, codec and pixels have errors of their own; what matters is which image
-        raise ValueError(f"{file}: expected an image, got {' '.join(str(error).split())}") from error
+        raise ValueError(f"{file}: expected an image, got {one_line(error)}") from error
     if channels == 3:
         return np.asarray(image.resize((width, height), LANCZOS)).transpose(2, 0, 1)
     grey = ImageOps.autocontrast(image.convert("L"))

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from meta_exp.config.checks import require
-from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
+from meta_exp.tasks.images.picture import ClassifiedImages
 from meta_exp.tasks.images.source import Pixels, Source, draft_folder, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
@@ -120,9 +121,18 @@ class MiniImagenet:
         """The WordNet ids of the classes of each split."""
         return CLASSES
 
+    @property
+    def picture(self) -> ClassifiedImages:
+        """What a learner makes of the first test task."""
+        return ClassifiedImages(self)
+
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw ``tasks`` episodes of train, validation or test: x [tasks, points, 3, 84, 84] and y [tasks, points]."""
         return self.sampler.draw(split, rng, tasks)
+
+    def draw_classes(self, split: str, rng: np.random.Generator, tasks: int) -> ClassEpisode:
+        """Draw the same episodes, with their classes."""
+        return self.sampler.draw_classes(split, rng, tasks)
 
     def to(self, device: torch.device | str) -> None:
         """Move the images to the device that trains."""

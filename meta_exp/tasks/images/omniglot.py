@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 
 from meta_exp.config.checks import require
-from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
+from meta_exp.tasks.images.picture import ClassifiedImages
 from meta_exp.tasks.images.source import Pixels, Source, draft_folder, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
@@ -131,9 +132,18 @@ class Omniglot:
         names = character_names()
         return {split: [names[index] for index in classes] for split, classes in self.split_classes.items()}
 
+    @property
+    def picture(self) -> ClassifiedImages:
+        """What a learner makes of the first test task."""
+        return ClassifiedImages(self)
+
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw ``tasks`` episodes of train, validation or test: x [tasks, points, 1, 28, 28] and y [tasks, points]."""
         return self.sampler.draw(split, rng, tasks)
+
+    def draw_classes(self, split: str, rng: np.random.Generator, tasks: int) -> ClassEpisode:
+        """Draw the same episodes, with their classes."""
+        return self.sampler.draw_classes(split, rng, tasks)
 
     def to(self, device: torch.device | str) -> None:
         """Move the drawings to the device that trains."""

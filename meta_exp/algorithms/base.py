@@ -1,0 +1,121 @@
+r"""What an algorithm is: where a task starts, one inner step, the objective of the path, and what it predicts with.
+
+    theta^0 = start(theta),    theta^{k+1} = step(theta^k, S_i, k)
+    objective_i(theta) = objective(theta^0, ..., theta^K, S_i, Q_i)
+
+Everything else (the loop, vmap over tasks, chunks, compilation, checkpointed steps, evaluation, calibration,
+production) is written once against this class and knows no algorithm by name. So that it can be, an algorithm
+
+- is a frozen dataclass, whose fields are the keys of its config, and keeps no state: what changes in training comes in
+  with ``Meta``, as ``progress`` or ``noise`` (compiled code would not see a change of anything else);
+- has pure methods of one task, which are vmapped: no dimension for tasks, nothing done in place, no random numbers but
+  ``Meta.noise``; shapes and control flow do not depend on values;
+- takes more steps in evaluation than in training without fail: k may reach beyond ``inner_steps``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from meta_exp import prediction
+from meta_exp.adaptation import Meta, Noise, Params
+from meta_exp.config.checks import require
+from meta_exp.curvature import Curvature, Posterior
+from meta_exp.hyper import Learned
+from meta_exp.likelihoods import Likelihood
+from meta_exp.tasks.episode import Episode, Examples
+
+Logs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(ABC):
+    """An algorithm for one network.
+
+    Attributes:
+        model: the network; theta are those of its parameters that require gradients, the others stay as they are.
+        likelihood: of targets given its outputs.
+        curvature: gives the Laplace posterior around theta_i, for predictives and where the objective needs it.
+        inner_steps: K.
+    """
+
+    model: nn.Module
+    likelihood: Likelihood
+    curvature: Curvature | None = None
+    inner_steps: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a negative number of steps."""
+        require(self.inner_steps >= 0, "algorithm.inner_steps", "at least 0", self.inner_steps)
+
+    # what an algorithm says
+
+    def start(self, meta: Meta) -> Params:
+        """Return theta^0; here the meta-parameters themselves."""
+        return meta.theta
+
+    @abstractmethod
+    def step(self, params: Params, support: Examples, k: int, meta: Meta) -> Params:
+        """Return theta^{k+1} of theta^k = ``params``, one step on the support set."""
+
+    @abstractmethod
+    def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
+        """Return the task's meta-objective, a scalar, and scalars to log.
+
+        It is differentiable in theta, the hyper-parameters and every state of the path theta^0 .. theta^K.
+        """
+
+    def hyperparameters(self) -> dict[str, Learned]:
+        """Return what is learned beside theta; here what the likelihood learns."""
+        return self.likelihood.hyperparameters()
+
+    def noise(self, generator: torch.Generator, theta: Params, points: int) -> Noise:
+        """Draw what ``Meta.noise`` holds of a task of ``points`` support points; here None, nothing."""
+        return None
+
+    def posterior(self, params: Params, data: Examples, meta: Meta) -> Posterior | None:
+        """Return the Laplace posterior around theta_i = ``params`` given ``data``, where there is a curvature."""
+        if self.curvature is None:
+            return None
+        return self.curvature.posterior(params, data, self.likelihood.at(meta.hyper), meta.hyper)
+
+    @property
+    def predictives(self) -> tuple[str, ...]:
+        """The predictives that it offers, the one to serve last; here all, where there is a curvature."""
+        return prediction.KINDS if self.curvature else ("map",)
+
+    def draws(self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int) -> Noise:
+        """Draw the noise of predictive draws, of leading ``shape``, for a task of ``points`` support points."""
+        if self.curvature is None:
+            return None
+        return self.curvature.noise(generator, shape, theta, points, self.likelihood)
+
+    def predict(
+        self,
+        kind: str,
+        params: Params,
+        x: Tensor,
+        meta: Meta,
+        posterior: Posterior | None = None,
+        draws: Noise = None,
+    ) -> prediction.Prediction:
+        """Predict at x [M, *features] from theta_i = ``params`` by the predictive ``kind``."""
+        likelihood = self.likelihood.at(meta.hyper)
+        return prediction.predict(kind, self.network, params, x, likelihood, posterior, draws)
+
+    # what algorithms have in common
+
+    def network(self, params: Params, x: Tensor) -> Tensor:
+        """Return the network's outputs [N, C] at x [N, *features]."""
+        return functional_call(self.model, params, (x,))
+
+    def loss(self, params: Params, data: Examples) -> Tensor:
+        """Return the inner loop's loss of the network on ``data``, a mean over points."""
+        return self.likelihood.loss(self.network(params, data.x), data.y)
+
+    def nll(self, params: Params, data: Examples, meta: Meta) -> Tensor:
+        """Return -log p(data | params), a sum over points."""
+        return self.likelihood.at(meta.hyper).nll(self.network(params, data.x), data.y)

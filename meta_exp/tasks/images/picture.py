@@ -1,0 +1,91 @@
+"""An episode of image classes: its support images, and query images with the probabilities that a learner gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.picture import Values, View
+from meta_exp.tasks.stream import TaskFamily, draw_tasks
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LEAST_COLUMNS = 5
+MOST_QUERIES = 10
+LETTERS = 26
+
+
+@dataclass(frozen=True)
+class ClassifiedImages:
+    """The first test task: one support image of each class, and query images with bars of probability below."""
+
+    family: TaskFamily
+
+    name = "episode"
+
+    def tasks(self) -> Episode:
+        """Draw the first test task."""
+        return draw_tasks(self.family, "test", 0, 1)
+
+    def draw(self, views: Sequence[View]) -> Figure:
+        """Draw the one task."""
+        from matplotlib.figure import Figure
+
+        [view] = views
+        labels, truth, probabilities = view.support_y, view.query_y, view.probabilities
+        ways = int(labels.max()) + 1
+        of_class = [np.flatnonzero(truth == c) for c in range(ways)]
+        shown = [int(rows[i]) for i in range(2) for rows in of_class if i < len(rows)][:MOST_QUERIES]
+        columns = max(ways, LEAST_COLUMNS)
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(1.9 * columns, 2.0 + 2.6 * rows), layout="constrained")
+        top, bottom = np.ravel(np.asarray(figure.subfigures(2, 1, height_ratios=[1.5, 2.6 * rows])))
+        top.suptitle("support: one image of each class of the task", x=0.01, ha="left", fontsize=9)
+        letters = [chr(ord("A") + c) if ways <= LETTERS else str(c) for c in range(ways)]
+        for c, ax in enumerate(np.atleast_1d(top.subplots(1, columns))):
+            ax.set_axis_off()
+            if c < ways:
+                _show_image(ax, view.support_x[labels == c][0])
+                ax.set_title(f"class {letters[c]}", fontsize=9)
+        title = "query: new images, and the probability of each class (true class in black)"
+        bottom.suptitle(title, x=0.01, ha="left", fontsize=9)
+        grid = bottom.subplots(2 * rows, columns, squeeze=False, gridspec_kw={"height_ratios": [1.0, 0.9] * rows})
+        for ax in grid.flat:
+            ax.set_axis_off()
+        for i, q in enumerate(shown):
+            image, bars = grid[2 * (i // columns)][i % columns], grid[2 * (i // columns) + 1][i % columns]
+            _show_image(image, view.query_x[q])
+            right = int(next(reversed(probabilities.values()))[q].argmax()) == int(truth[q])
+            image.set_title(f"{letters[int(truth[q])]}: {'right' if right else 'WRONG'}", fontsize=9)
+            _draw_bars(bars, {kind: p[q] for kind, p in probabilities.items()}, int(truth[q]), letters)
+        if len(probabilities) > 1:
+            handles, names = grid[1][0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside lower center", ncol=len(names))
+        return figure
+
+
+def _draw_bars(ax: Axes, probabilities: Mapping[str, Values], truth: int, letters: Sequence[str]) -> None:
+    ax.set_axis_on()
+    ways, kinds = len(letters), len(probabilities)
+    width = 0.8 / kinds
+    for j, (kind, p) in enumerate(probabilities.items()):
+        positions = np.arange(ways) + (j - (kinds - 1) / 2) * width
+        ax.bar(positions, p, width, color=f"C{j}", alpha=0.9 if j == 0 else 0.6, label=kind)
+    ax.set_ylim(0, 1)
+    ax.set_yticks([0, 1])
+    ax.set_xticks(range(ways), letters, fontsize=7, color="gray")
+    tick = ax.get_xticklabels()[truth]
+    tick.set(color="black", fontweight="bold")
+
+
+def _show_image(ax: Axes, image: NDArray) -> None:
+    """Show an image [C, H, W] with values in [0, 1], or if it has one channel, its negative."""
+    pixels = np.moveaxis(image, 0, -1)
+    ax.imshow(pixels if pixels.shape[-1] == 3 else 1 - pixels[..., 0], cmap="gray", vmin=0, vmax=1)
