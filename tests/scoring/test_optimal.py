@@ -11,12 +11,11 @@ from scipy.integrate import quad
 from scipy.stats import norm, truncnorm
 from torch.func import vmap
 
+from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
+from meta_exp.scoring.optimal import _equal_atoms, _log_mass, optimal_predictive
 from meta_exp.tasks import Harmonic, Linear, Sinusoid, Step
 from meta_exp.tasks.episode import Examples
-from meta_exp.tasks.functions.optimal import _equal_atoms, _log_mass, optimal_predictive
 from meta_exp.tasks.stream import draw_tasks
-
-LEVELS = (50, 80, 90, 95)
 
 
 def task(family, i=0):
@@ -209,14 +208,17 @@ def test_its_own_coverage_is_nominal(family):
 
     def scores(support, query):
         found = optimal_predictive(family, support, query.x)
-        error = (query.y - found.mean)[:, 0]
-        return (found.cdf(query.y)[:, 0] - 0.5).abs(), error**2 - found.variance[:, 0]
+        return found.scores(query.y), found.histograms(query.y)["pit"], found.variance.mean()
 
-    off_centre, excess = vmap(scores, chunk_size=20)(*tasks)
-    for level in LEVELS:
-        covered = (off_centre <= level / 200).double().mean(1)
+    scores, pit, variance = vmap(scores, chunk_size=20)(*tasks)
+    for level in COVERAGE_LEVELS:
+        covered = scores[f"coverage_{level}"]
         assert float(covered.mean()) == pytest.approx(level / 100, abs=float(4 * covered.std() / math.sqrt(200)))
-    assert float(excess.mean()) == pytest.approx(0, abs=float(4 * excess.mean(1).std() / math.sqrt(200)))
+    excess = scores["mse"] - variance
+    assert float(excess.mean()) == pytest.approx(0, abs=float(4 * excess.std() / math.sqrt(200)))
+    assert_equal(
+        pit.mean(0), torch.full((20,), 0.5).double(), rtol=0, atol=float(4 * pit.std(0).max() / math.sqrt(200))
+    )
 
 
 @pytest.mark.parametrize(

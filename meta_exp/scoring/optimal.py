@@ -1,7 +1,7 @@
 r"""The Bayes-optimal predictor of a family of functions: the exact posterior predictive p(y* | x*, S), a yardstick.
 
-With u the nonlinear parameters and c the linear coefficients of the family's prior (``prior.py``), y = f(x) + sigma e,
-residuals r_n = y_n - offset(x_n; u), and b_nj the basis column of the coefficient c_j at x_n:
+With u the nonlinear parameters and c the linear coefficients of the family's prior (``tasks/functions/prior.py``),
+y = f(x) + sigma e, residuals r_n = y_n - offset(x_n; u), and b_nj the basis column of the coefficient c_j at x_n:
 
     c_j | u, S ~ N(m_j, 1/L_j) in its range,    L_j = sum_n b_nj^2 / sigma^2,    m_j = sum_n b_nj r_n / (sigma^2 L_j)
     p(S | u) ~ exp(-sum_n (r_n - sum_j b_nj m_j)^2 / (2 sigma^2)) prod_j Z(m_j, 1/L_j) / sqrt(L_j)
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from meta_exp.likelihoods.predictive import NumberPredictive, bisect
 from meta_exp.tasks.episode import Examples
 from meta_exp.tasks.functions.base import CurveTasks
 from meta_exp.tasks.functions.prior import Prior
@@ -44,12 +45,11 @@ FLAT = 1e-4  # a range over the deviation of the Gaussian that stands for its un
 INNER_ORDER = 32  # Gauss-Legendre nodes for a truncated Gaussian or its overlap with the noise
 REACH = 50.0  # twice the nats below its mode at which a density counts as nothing: 7 standard deviations
 ATOMS = 64  # that stand for the distribution of f(x*) in the CRPS
-BISECTIONS = 50
 MOST = 8.0  # times as many panels where the points do not determine the function
 
 
 @dataclass(frozen=True)
-class OptimalPredictive:
+class OptimalPredictive(NumberPredictive):
     """p(y* | x*, S) at M query points, a mixture over G nodes of truncated Gaussians with noise ``sigma``.
 
     ``weight`` [G] sums to one; ``centre``, ``scale``, ``low`` and ``high`` [G, M] are those of f(x*) at each node.
@@ -126,12 +126,7 @@ class OptimalPredictive:
         """F^-1(q) [M, 1] by bisection, to 1e-12 of the predictive's range."""
         start, stop = self._support
         reach = self.sigma * sqrt(REACH)
-        low, high = (start.amin(0) - reach)[:, None], (stop.amax(0) + reach)[:, None]
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
-            below = self.cdf(middle) < q
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        return (low + high) / 2
+        return bisect(self.cdf, q, (start.amin(0) - reach)[:, None], (stop.amax(0) + reach)[:, None])
 
     def crps(self, y: Tensor) -> Tensor:
         """CRPS [M, 1] at y [M, 1], E|Y - y| - E|Y - Y'| / 2.
@@ -155,8 +150,8 @@ def optimal_predictive(
 ) -> OptimalPredictive | None:
     """Return the exact predictive of one task's outputs at ``x`` [M, 1], or None where there is none.
 
-    A family without a prior in the form of ``prior.py`` has none, and without noise there is no density. ``panels`` of
-    six nodes, for each nonlinear parameter, are chosen by the noise and by the number of points where none are given.
+    A family that has no ``prior()`` has none, and without noise there is no density. ``panels`` of six nodes, for each
+    nonlinear parameter, are chosen by the noise and by the number of points where none are given.
     """
     prior = family.prior()
     if prior is None or family.noise == 0:
