@@ -54,6 +54,7 @@ def test_the_threshold_is_an_order_statistic():
     assert [record.threshold(level / 10) for level in range(1, 10)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert record.threshold(0.41) == 5
     assert record.threshold(0.901) == math.inf
+    assert fit(torch.arange(1.0, 100)[:, None]).threshold(0.07) == 7  # 0.07 * 100 > 7 in float64
     two = fit(torch.tensor([[1.0, 2], [3, 4]]))  # K + 1 = 3 tasks of 2
     assert [two.threshold(level) for level in (0.1, 1 / 6, 0.2, 0.5, 2 / 3, 0.67)] == [1, 1, 2, 3, 4, math.inf]
 
@@ -146,7 +147,7 @@ def test_classes_are_covered_as_the_level_says():
 
 
 def test_confident_points_do_not_tie():
-    """In float32 1 - p is zero for many points of a classifier that is sure; the sum over the others tells them apart."""
+    """In float32 1 - p is zero for many points of a sure classifier; the sum over the others tells them apart."""
     probabilities, y = classes(1000, torch.Generator().manual_seed(5), sharpness=8.0)
     plain = 1 - probabilities.gather(-1, y[..., None])[..., 0]
     assert (plain == 0).float().mean() > 0.2
