@@ -174,6 +174,8 @@ class Learner(LightningModule):
 
         The tasks are those at the places rank, rank + ranks, ... of a meta-batch.
         """
+        if type(self.algorithm).noise is Algorithm.noise:  # at each step of training, so it is seen at a glance
+            return None
         theta = self.meta().theta
         tasks, points = episodes.support.y.shape[:2]
 
