@@ -4,6 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -164,6 +166,48 @@ def test_fewer_classes_than_ways_share_all_the_probability(characters, letters):
     found = characters.adapt(characters.read(shown[:10]), names[:10]).predict(characters.read(asked[:30]))
     assert found.probabilities.shape == (30, 2)
     np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("served", ["curvature=ggn", "curvature=last_layer", "map"])
+def test_threads_that_share_a_predictor_get_the_answers_of_one(sinusoid_run, served):
+    """Four threads, each with tasks of its own; and a task that all have asked is as it was before."""
+    learner = meta_exp.load(sinusoid_run, [] if served == "map" else [served])
+    kind = "map" if served == "map" else None
+    shared, tasks = learner.adapt(X, Y), [(X + shift, Y * (1 + shift)) for shift in np.linspace(0, 4, 24)]
+
+    def answer(task):
+        own = learner.adapt(*task)
+        answers = [own.predict(GRID, kind=kind), shared.predict(GRID, kind=kind)]
+        networks = own.sample(2) + shared.sample(1)
+        return [
+            *(found.mean for found in answers),
+            *(found.variance for found in answers),
+            *(n(GRID) for n in networks),
+        ]
+
+    expected = [answer(task) for task in tasks]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(answer, tasks, timeout=300))
+    finally:
+        sys.setswitchinterval(interval)
+    assert np.array_equal(found, expected)
+    assert np.array_equal(answer(tasks[0]), expected[0]), "nothing of the threads is left behind"
+
+
+def test_a_thread_waits_for_its_own_network_only(sinusoid):
+    task = sinusoid.adapt(X, Y)
+    with pytest.raises(ValueError, match="x, row 0, column 0: expected a finite number"):
+        task.predict(X * np.nan)  # and gives its turn back
+    copied = deepcopy(task)
+    with ThreadPoolExecutor(2) as pool:
+        with sinusoid.turn:
+            waiting = pool.submit(task.predict, X)
+            pool.submit(copied.predict, X).result(60)
+            assert not waiting.done()
+        waiting.result(60)
 
 
 def refused(message, call, *arguments, **options):
