@@ -20,7 +20,7 @@ from meta_exp.config.checks import require
 from meta_exp.files import replacing
 from meta_exp.production.predictor import Classification, Predictor, Regression, load
 from meta_exp.production.table import read_columns
-from meta_exp.tasks.images.files import list_images
+from meta_exp.tasks.images.files import list_classes, list_images
 
 SHOWN = 10  # rows of the table that is printed
 
@@ -85,9 +85,7 @@ def answer_images(learner: Predictor, support: Path, query: Path, kind: str | No
     for key, folder in (("support", support), ("query", query)):
         expected = "a folder of images" if key == "query" else "a folder with a sub-folder a class"
         require(folder.is_dir(), f"{key}={folder}", expected, "a file" if folder.exists() else "nothing there")
-    classes = sorted(entry for entry in support.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    require(bool(classes), f"support={support}", "a sub-folder a class", "none")
-    shown = [(file, folder.name) for folder in classes for file in list_images(folder)]
+    shown = [(file, folder.name) for folder in list_classes(support) for file in list_images(folder)]
     asked = list_images(query)
     task = learner.adapt(learner.read([file for file, _ in shown]), np.array([name for _, name in shown]))
     found = task.predict(learner.read(asked), kind=kind)

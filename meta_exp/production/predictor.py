@@ -379,9 +379,9 @@ def _numbers(values: Array, name: str) -> Tensor:
         return values.detach().cpu()
     array = np.asarray(values)
     if array.dtype == np.uint8:
-        return torch.from_numpy(array)
+        return torch.from_numpy(np.array(array, order="C"))  # PyTorch takes no reversed and no read-only memory
     try:
-        return torch.from_numpy(np.array(array, dtype=np.float64))
+        return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected numbers, got {error}") from error
 

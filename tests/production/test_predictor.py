@@ -82,6 +82,20 @@ def test_images_are_normalised_as_training_did(character_run):
     assert MiniImagenet("x", normalize=True).std == pytest.approx((0.277, 0.268, 0.285), abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, ">f8"])
+def test_arrays_may_be_reversed_read_only_or_of_any_order(characters, dtype):
+    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28)) / (1 if dtype is np.uint8 else 255)
+    images = images.astype(dtype)
+    expected = characters.inputs(images)
+    fixed = images.copy()
+    fixed.flags.writeable = False
+    for given in (images[::-1, :, ::-1][::-1, :, ::-1], fixed, np.asfortranarray(images), images[:, ::-1][:, ::-1]):
+        assert torch.equal(characters.inputs(given), expected)
+    labels = np.array([0, 0, 0, 1, 1, 1])[::-1]
+    labels.flags.writeable = False
+    assert characters.adapt(images[::-1], labels).predict(fixed[::-1]).probabilities.shape == (6, 2)
+
+
 def test_adapting_helps(sinusoid):
     errors = [np.mean((sinusoid.adapt(X, Y, steps=k).predict(X).mean - Y) ** 2) for k in (1, 10, 40)]
     assert errors[0] > errors[1] > errors[2]
