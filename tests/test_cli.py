@@ -27,7 +27,7 @@ def typed(folder: Path, *arguments: str, **environment: str) -> subprocess.Compl
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment}
     variables = {name: value for name, value in variables.items() if not name.startswith("WANDB")}
     command = [sys.executable, str(REPO / "train.py"), *arguments]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+    return commands.finished(command, folder, variables)
 
 
 def finished(folder: Path) -> dict:
@@ -126,17 +126,14 @@ def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path):
     single = [*SMOKE, "trainer.max_steps=1500", "trainer.val_check_interval=20", "logger=none", "hydra.run.dir=run"]
     single += ["model.widths=[4]", "dataset.meta_batch=2", "compile=false"]
     command = [sys.executable, str(REPO / "train.py"), *single]
-    pipes = {"cwd": tmp_path, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     step = 0
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
-        lines, goal = [], 20 * (step // 20 + 1)
-        with subprocess.Popen(command, **pipes) as process:
-            for line in process.stdout:
-                lines.append(line)
-                if line.startswith(f"step {goal} of"):
-                    process.send_signal(number)
+        goal = 20 * (step // 20 + 1)
+        with commands.begun(command, tmp_path) as process:
+            commands.wait_for(lambda words=f"step {goal} of": words in process.stdout, f"step {goal}", process)
+            process.send(number)
             assert process.wait() == code
-        assert step == 0 or f"continued from step {step} of 1500\n" in lines
+            assert step == 0 or f"continued from step {step} of 1500\n" in process.stdout
         if number != signal.SIGKILL:
             step = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"]
             assert goal <= step < 1500
@@ -155,7 +152,7 @@ def test_same_command_same_numbers(tmp_path):
 REFUSED = {
     "algorithm.iner_lr=1": "No such key algorithm.iner_lr; did you mean inner_lr?",
     "sed=1": "No such key sed; did you mean seed?",
-    "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': llama maml",
+    "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': llama llama_predictive maml",
     "algorithm.inner_lr=0": "algorithm.inner_lr: expected a learning rate > 0, got 0",
     "hydra.run.dir=file/below": "file",
     "optimizer.lr=1e30": "Try a smaller optimizer.lr",
@@ -212,7 +209,7 @@ def test_help_is_for_people_and_quick(tmp_path):
     assert result.returncode == 0
     assert result.stdout.count("uv run train.py") >= 5
     for words in (
-        "algorithm: llama, maml",
+        "algorithm: llama, llama_predictive, maml",
         "dataset: harmonic, linear, mini_imagenet, omniglot, sinusoid, step",
         "curvature: diagonal, ggn, hessian, kfac, last_layer, none",
     ):
@@ -249,7 +246,7 @@ def command():
 late = Late()
 cli.run(command)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = commands.finished([sys.executable, "-c", script])
     assert done.returncode == code
     assert done.stdout.splitlines() == ["registered"] + ["taken apart"] * (code != 0)
 
@@ -276,4 +273,5 @@ assert frozen > 1000 and gc.get_freeze_count() == frozen and gc.isenabled()
 gc.collect()
 assert first() is None and second() is None
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = commands.finished([sys.executable, "-c", script])
+    assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "model=conv4_small": ["dataset=omniglot"],
     "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
     "likelihood=categorical": ["dataset=omniglot"],
+    "likelihood=probit": ["dataset=omniglot"],
     "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
 }
 REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
@@ -51,14 +52,18 @@ def test_every_option_builds(config, option):
 
 @pytest.mark.parametrize("dataset", options("dataset"))
 def test_every_choice_builds_where_it_has_a_meaning(config, tmp_path, dataset):
-    """What has none: Conv4 without images, LLAMA without a curvature, the dense Hessian of a large network."""
+    """What has none: Conv4 without images, LLAMA without a curvature, the dense Hessian of a large network.
+
+    llama_predictive takes a curvature that finds the mode, and for classes likelihood=probit.
+    """
     images = dataset in ("omniglot", "mini_imagenet")
     for model, algorithm, curvature in product(options("model"), options("algorithm"), options("curvature")):
         choices = {"dataset": dataset, "model": model, "algorithm": algorithm, "curvature": curvature}
         cfg = config(*(f"{group}={option}" for group, option in choices.items()), run_dir=tmp_path)
         assert dict(cfg.choices) == choices
-        meaning = images or model == "mlp"
-        meaning &= (algorithm, curvature) != ("llama", "none") and not (images and curvature == "hessian")
+        meaning = (images or model == "mlp") and not (images and curvature == "hessian")
+        meaning &= (algorithm, curvature) != ("llama", "none")
+        meaning &= algorithm != "llama_predictive" or (curvature in ("ggn", "last_layer") and not images)
         assert builds(cfg) == meaning, choices
 
 

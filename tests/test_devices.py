@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ TWO = ["trainer.strategy=ddp", "trainer.devices=2"]
 def train(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "COLUMNS": "200"}
     command = [sys.executable, str(REPO / "train.py"), *arguments, *QUICK]
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300)
+    return commands.finished(command, folder, variables)
 
 
 def weights(folder: Path) -> torch.Tensor:

@@ -156,7 +156,9 @@ class Predictor:
                 the adapted network is not finite.
         """
         steps = self.learner.evaluation_steps if steps is None else steps
-        require(isinstance(steps, int | np.integer) and steps >= 1, "steps", "an integer, at least 1", steps)
+        least = min(self.learner.algorithm.inner_steps, 1)
+        fits = isinstance(steps, int | np.integer) and steps >= least
+        require(fits, "steps", f"an integer, at least {least}", steps)
         with self.turn, torch.no_grad():
             inputs = self.inputs(x)
             targets, classes = self._labels(y) if self.classifies else (self._targets(y), None)

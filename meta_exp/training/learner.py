@@ -38,7 +38,7 @@ class Learner(LightningModule):
     Args:
         algorithm: gives a task's objective and adapts to a task; its model's parameters are theta.
         optimizer: maps parameters to an optimizer.
-        evaluation_steps: inner steps in validation and test.
+        evaluation_steps: inner steps in validation and test; none where training takes none.
         predictives: which of map, sample, linearized to score; those that the algorithm does not offer are left out.
         samples: posterior draws for the predictives that need them.
         hyper_lr: learning rate of what is learned beside theta; None for the optimizer's. In log space Adam's 0.001
@@ -70,7 +70,8 @@ class Learner(LightningModule):
         self.model = algorithm.model
         self.algorithm = algorithm
         self.optimizer = optimizer
-        self.evaluation_steps = evaluation_steps
+        # linearised at theta, as without inner steps, is not what it was trained for after some
+        self.evaluation_steps = evaluation_steps if algorithm.inner_steps else 0
         self.predictives = [kind for kind in predictives if kind in algorithm.predictives]
         self.samples = samples
         self.hyper_lr = hyper_lr

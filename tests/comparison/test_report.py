@@ -4,9 +4,9 @@ import html
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
+import commands
 import pytest
 from made_results import classification, regression
 
@@ -56,7 +56,9 @@ def dom(file: Path, profile: Path, *arguments: str) -> str:
     """The page as the browser holds it when its scripts have run."""
     command = [str(BROWSER), *QUIET, f"--user-data-dir={profile}", *arguments, "--dump-dom", file.as_uri()]
     environment = {**os.environ, "DBUS_SESSION_BUS_ADDRESS": "disabled:"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=environment).stdout
+    done = commands.finished(command, variables=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.mark.skipif(BROWSER is None, reason="there is no Chromium here (Debian's package: chromium)")

@@ -54,7 +54,7 @@ OMNIGLOT_REFUSED = {
     "dataset.ways=1": "dataset.ways: expected at least 2, got 1",
     "dataset.queries=0": "dataset.queries: expected at least 1, got 0",
     "dataset.split_by=colour": "dataset.split_by: expected 'character' or 'alphabet'",
-    "likelihood=gaussian": "likelihood with Omniglot: expected categorical, got gaussian",
+    "likelihood=gaussian": "likelihood with Omniglot: expected categorical, probit, got gaussian",
     "model.filters=0": "model.filters: expected at least 1, got 0",
     "model.norm=layer": "model.norm: expected 'batch', 'group' or 'none'",
 }

@@ -127,7 +127,7 @@ def test_nothing_else_knows_which_likelihood_it_is():
     names = [
         name for name, kind in vars(likelihoods).items() if isinstance(kind, type) and issubclass(kind, Likelihood)
     ]
-    assert {"Likelihood", "Gaussian", "Categorical", "HeteroscedasticGaussian", "Poisson"} == set(names)
+    assert {"Likelihood", "Gaussian", "Categorical", "HeteroscedasticGaussian", "Poisson", "Probit"} == set(names)
     asks = re.compile(
         rf"(isinstance|issubclass)\([^()]*,[^()]*\b({'|'.join(names)})\b|\btype\([^()]*likelihood\)\s*(is|==)"
     )

@@ -1,7 +1,6 @@
 """evaluate.py on files of a new task, as its user types it: CSV files, folders of drawings, scans; and their errors."""
 
 import csv
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,7 +117,8 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_help_is_prompt_and_useful(tmp_path):
     command = [sys.executable, "-X", "importtime", str(EVALUATE), "--help"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    result = commands.finished(command, tmp_path)
+    assert result.returncode == 0, result.stderr
     for words in ("support=", "query=", "outputs/sinusoid_sweep", "curvature", "predictions.csv"):
         assert words in result.stdout
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}

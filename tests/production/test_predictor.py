@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from types import SimpleNamespace
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -291,7 +291,5 @@ def test_loads_where_neither_data_set_nor_dashboard_is(character_run, letters, t
     command = [sys.executable, "-W", "error::UserWarning", "-c", ELSEWHERE]
     arguments = [character_run, tmp_path / "nothing", shown[0], shown[5]]
     variables = {key: value for key, value in os.environ.items() if key != "META_EXP_DATA"}
-    result = subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=120, env=variables, check=False
-    )
+    result = commands.finished([*command, *arguments], variables=variables)
     assert result.stdout == "['a', 'b']\n", result.stderr

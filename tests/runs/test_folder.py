@@ -5,10 +5,10 @@ Children forked from one process, so that each start is cheap, are killed with S
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import torch
 
 REPO = Path(__file__).parents[2]
@@ -45,11 +45,13 @@ while True:
     pid, begun = start(), time.time()
     if not kills:
         sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    if chance.random() < 0.7:  # most kills fall into the training, the others anywhere
-        while not any(file.stat().st_mtime > begun for file in checkpoints()) and time.time() < begun + 10:
-            time.sleep(0.01)
-    time.sleep(chance.uniform(0.0, 0.4))
-    ended, status = os.waitpid(pid, os.WNOHANG)
+    in_training, ended = chance.random() < 0.7, 0  # most kills fall into the training, the others anywhere
+    while in_training and not ended and not any(file.stat().st_mtime > begun for file in checkpoints()):
+        time.sleep(0.01)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        time.sleep(chance.uniform(0.0, 0.4))
+        ended, status = os.waitpid(pid, os.WNOHANG)
     if ended:
         sys.exit(os.waitstatus_to_exitcode(status))
     os.kill(pid, signal.SIGKILL)
@@ -65,7 +67,7 @@ def drive(kills, seed, folder):
     folder.mkdir()
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "ignore", "-c", DRIVER, str(REPO / "train.py"), str(seed), str(kills), str(folder)]
-    result = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=900)
+    result = commands.finished(command, folder, variables)
     assert result.returncode == 0, result.stderr
     return [int(line.split()[2]) for line in result.stdout.splitlines()]
 

@@ -8,13 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
+import commands
 import pytest
+from commands import wait_for
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
@@ -39,32 +39,23 @@ JOBS = {
 SMALL = ["trainer=smoke", "model.widths=[4]", "test_tasks=2", "validation_tasks=2", "samples=2", "logger=none"]
 
 
-def begin(folder: Path, *arguments: str, after: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+def begin(folder: Path, *arguments: str, after: Sequence[str] = ()) -> AbstractContextManager[commands.Process]:
     """Start train.py in ``folder`` with one thread, speaking to this machine only."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    command = [sys.executable, str(REPO / "train.py"), *arguments, *SMALL, *after]
-    return subprocess.Popen(command, cwd=folder, env=variables, text=True, **options)
+    command = [sys.executable, REPO / "train.py", *arguments, *SMALL, *after]
+    return commands.begun(command, folder, variables)
 
 
 def sweep(folder: Path, *arguments: str, after: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     """Run train.py as ``begin`` starts it, to its end."""
-    with begin(folder, *arguments, after=after, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        try:
-            output = process.communicate(timeout=300)
-        finally:
-            process.kill()
-    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+    with begin(folder, *arguments, after=after) as process:
+        return process.finish()
 
 
 def logged(folder: Path, pattern: str) -> list[str]:
     """What the logs of the runs below ``folder`` hold of ``pattern``."""
     files = sorted(folder.glob("outputs/*_sweep/*/train.log"))
     return [found for file in files for found in re.findall(pattern, file.read_text())]
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.05)
 
 
 def results(folder: Path) -> list[dict]:
@@ -102,11 +93,11 @@ def test_a_search_with_two_jobs_of_joblib_at_a_time_goes_on_after_a_kill(tmp_pat
     """The kill is of the command alone; its workers notice, save and end."""
     command = ["experiment=search", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_trials=2"]
     long = ["trainer.max_steps=400", "trainer.val_check_interval=20", "dataset.meta_batch=2"]
-    with begin(tmp_path, *command, after=long, start_new_session=True) as process:
-        wait_for(lambda: process.poll() is not None or len(logged(tmp_path, "step 20 of")) == 2)
-        process.kill()
-        process.wait()
-        wait_for(lambda: not alive(process.pid))
+    with begin(tmp_path, *command, after=long) as process:
+        wait_for(lambda: len(logged(tmp_path, "step 20 of")) == 2, "step 20 of both jobs", process)
+        process.send(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        wait_for(lambda: not process.left(), "its workers to end", process)
     saved = logged(tmp_path, r"step (\d+): saved on SIGTERM")
     result = sweep(tmp_path, *command, after=long)
     assert result.returncode == 0, result.stderr
@@ -119,15 +110,6 @@ def test_a_search_with_two_jobs_of_joblib_at_a_time_goes_on_after_a_kill(tmp_pat
     keys = {"algorithm.inner_lr", "optimizer.lr", "algorithm.eta", "curvature.prior_precision"}
     assert set(found.best_params) == keys
     assert not list(tmp_path.glob("outputs/search_sweep/.sweep-*")), "the board of the killed command is gone"
-
-
-def alive(group: int) -> bool:
-    """Whether a process group has a process left."""
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed: uv sync --extra slurm")
@@ -194,26 +176,25 @@ def test_a_preempted_slurm_job_enters_the_queue_again_and_finishes(tmp_path, mon
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     long = ["trainer.max_steps=1500", "trainer.val_check_interval=50", "dataset.meta_batch=1"]
 
-    def train_on(waiting: Future) -> None:
+    def train_on() -> None:
         """Wait for two more validations."""
         goal = len(logged(tmp_path, "step .* left")) + 2
-        wait_for(lambda: waiting.done() or len(logged(tmp_path, "step .* left")) >= goal)
+        wait_for(lambda: len(logged(tmp_path, "step .* left")) >= goal, "two more validations", waiting)
 
     def send(*signals: signal.Signals) -> None:
         for number in signals:
             os.kill(int((tmp_path / "pid").read_text()), number)
 
-    with ThreadPoolExecutor() as pool:
-        waiting = pool.submit(sweep, tmp_path, "-m", "seed=0", "hydra/launcher=submitit_slurm", after=long)
-        train_on(waiting)
+    with begin(tmp_path, "-m", "seed=0", "hydra/launcher=submitit_slurm", after=long) as waiting:
+        train_on()
         send(signal.SIGTERM)
-        wait_for(lambda: waiting.done() or logged(tmp_path, "saved on SIGTERM"))
-        train_on(waiting)
+        wait_for(lambda: logged(tmp_path, "saved on SIGTERM"), "the first save", waiting)
+        train_on()
         send(signal.SIGTERM, signal.SIGUSR2)
-        wait_for(lambda: waiting.done() or logged(tmp_path, "continued from step"))
-        train_on(waiting)
+        wait_for(lambda: logged(tmp_path, "continued from step"), "the job's second start", waiting)
+        train_on()
         send(signal.SIGUSR2)
-        result = waiting.result()
+        result = waiting.finish()
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "requeued").read_text() == "requeue 7\n" * 2
     assert logged(tmp_path, r"saved on (\w+)")[0] == "SIGTERM"
@@ -229,7 +210,7 @@ def test_a_launcher_that_is_not_installed_names_its_extra(tmp_path):
         "sys.argv = ['train.py', '-m', 'seed=0', 'hydra/launcher=ray']\n"
         f"runpy.run_path({str(REPO / 'train.py')!r}, run_name='__main__')\n"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    result = commands.finished([sys.executable, "-c", code], tmp_path)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == (
         "error: this launcher is not installed; it comes with uv run --extra ray train.py ..."

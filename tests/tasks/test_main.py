@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from meta_exp.tasks.images.mini_imagenet import CLASSES, pickle_name
@@ -14,7 +15,7 @@ from meta_exp.tasks.images.mini_imagenet import CLASSES, pickle_name
 def prepare(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "meta_exp.tasks", *map(str, arguments)]
     variables = {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=200)
+    return commands.finished(command, variables=variables)
 
 
 def test_omniglot_is_verified_and_counted(omniglot_root: Path) -> None:
@@ -64,6 +65,6 @@ def test_a_full_disk_is_one_line(omniglot_root: Path, tmp_path: Path) -> None:
     command = limited + "runpy.run_module('meta_exp.tasks', run_name='__main__', alter_sys=True)"
     environment = {**os.environ, "META_EXP_CACHE": str(tmp_path / "cache"), "PYTHONDONTWRITEBYTECODE": "1"}
     arguments = [sys.executable, "-c", command, "omniglot", str(omniglot_root)]
-    result = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=200)
+    result = commands.finished(arguments, variables=environment)
     assert "File too large; the data cache needs 25 MB there: make room" in error_of(result)
     assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".lock"]

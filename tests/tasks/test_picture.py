@@ -1,8 +1,8 @@
 """Families and their pictures: who has one, and that nobody pays for it before it is drawn."""
 
-import subprocess
 import sys
 
+import commands
 import pytest
 
 from meta_exp.tasks import Harmonic, Linear, MiniImagenet, Omniglot, Sinusoid, Step
@@ -23,4 +23,4 @@ def test_images_have_an_episode(family):
 
 def test_tasks_are_light():
     script = "import sys, meta_exp.tasks; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert commands.finished([sys.executable, "-c", script]).returncode == 0

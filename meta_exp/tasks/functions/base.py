@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from meta_exp.config.checks import require
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.functions.picture import Fan
+from meta_exp.tasks.functions.prior import Prior
 
 Range = tuple[float, float]
 Values = NDArray[np.float64]
@@ -48,6 +49,10 @@ class CurveTasks(ABC):
     @abstractmethod
     def curves(self, rng: np.random.Generator, tasks: int) -> Curves:
         """Draw the functions of ``tasks`` tasks."""
+
+    def prior(self) -> Prior | None:
+        """Return the prior in the form that the exact predictor needs, or None for a family that has not got it."""
+        return None
 
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw ``tasks`` tasks; x and y are float32 of shape [tasks, points, 1]."""

@@ -6,8 +6,10 @@ slope ~ U[slope], intercept ~ U[intercept].
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from meta_exp.tasks.functions.base import Curves, CurveTasks, Range, uniform
+from meta_exp.tasks.functions.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -21,3 +23,7 @@ class Linear(CurveTasks):
         """Draw slope and intercept of each task."""
         slope, intercept = uniform(rng, self.slope, tasks), uniform(rng, self.intercept, tasks)
         return lambda x: slope * x + intercept
+
+    def prior(self) -> Prior:
+        """Return the prior; the slope is left to quadrature, so that one coefficient is at work at each x."""
+        return Prior((self.slope,), (self.intercept,), lambda x, u: (u[0] * x, torch.ones_like(x)[:, None]))

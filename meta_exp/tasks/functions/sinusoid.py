@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from math import pi
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from meta_exp.tasks.functions.base import Curves, CurveTasks, Range, uniform
+from meta_exp.tasks.functions.prior import Prior
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,12 @@ class Sinusoid(CurveTasks):
         """Draw amplitude, phase and frequency of each task."""
         amplitude, phase, frequency = (uniform(rng, r, tasks) for r in (self.amplitude, self.phase, self.frequency))
         return lambda x: amplitude * np.sin(frequency * x - phase)
+
+    def prior(self) -> Prior:
+        """Return the prior; given frequency and phase, f is linear in the amplitude."""
+
+        def parts(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+            frequency, phase = u
+            return torch.zeros_like(x), torch.sin(frequency * x - phase)[:, None]
+
+        return Prior((self.frequency, self.phase), (self.amplitude,), parts)

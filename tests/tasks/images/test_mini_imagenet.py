@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -300,8 +301,9 @@ print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text(
 def test_the_largest_pickle_whole_takes_less_than_two_gigabytes(tmp_path: Path) -> None:
     file = tmp_path / pickle_name("train")
     try:
-        subprocess.run([sys.executable, "-c", MAKE, str(file), *CLASSES["train"]], check=True, timeout=100)
-        result = subprocess.run([sys.executable, "-c", READ, str(file)], capture_output=True, text=True, timeout=100)
+        made = commands.finished([sys.executable, "-c", MAKE, file, *CLASSES["train"]], tmp_path)
+        assert made.returncode == 0, made.stderr
+        result = commands.finished([sys.executable, "-c", READ, file])
     finally:
         file.unlink(missing_ok=True)
     size, peak = map(int, result.stdout.split())

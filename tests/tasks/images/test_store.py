@@ -4,13 +4,13 @@ import json
 import logging
 import os
 import resource
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 
@@ -231,7 +231,7 @@ open_store(Source("small", [Path(sys.argv[1])], (5, 3, 4, 4, 1), names, ["train"
 
 
 def test_a_build_that_was_killed_is_followed_by_a_good_one(source: Source, cache: Path) -> None:
-    result = subprocess.run([sys.executable, "-c", KILLED, source.files[0]], capture_output=True, timeout=60)
+    result = commands.finished([sys.executable, "-c", KILLED, source.files[0]])
     assert result.returncode == -9, result.stderr
     assert files(cache) == [".lock", ".tmp"]
     np.testing.assert_array_equal(open_store(source).pixels, IMAGES)
@@ -244,7 +244,7 @@ def test_one_of_ten_builds_and_the_others_wait(source: Source) -> None:
     def convert() -> Iterator[Pixels]:
         builds.append(1)
         started.set()
-        assert release.wait(10)
+        commands.wait_for(release.is_set, "the test to let go of the build")
         yield from IMAGES
 
     stores = []
@@ -252,7 +252,7 @@ def test_one_of_ten_builds_and_the_others_wait(source: Source) -> None:
     workers = [threading.Thread(target=lambda: stores.append(open_store(slow))) for _ in range(10)]
     for worker in workers:
         worker.start()
-    assert started.wait(10)
+    commands.wait_for(started.is_set, "one of them to build")
     release.set()
     for worker in workers:
         worker.join()
@@ -295,14 +295,13 @@ sys.exit(sum(process.exitcode != 0 for process in jobs))
 
 
 def test_ten_processes_that_start_at_once_build_it_once(source: Source, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", TEN, str(source.files[0]), str(tmp_path / "builds")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = commands.finished([sys.executable, "-c", TEN, source.files[0], tmp_path / "builds"], tmp_path)
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "builds").read_text().split()) == 1
 
 
 READER = """
-import sys
+import sys, time
 from pathlib import Path
 import numpy as np
 import torch
@@ -313,6 +312,10 @@ from meta_exp.tasks.images.store import open_store
 def resident():  # KB, each shared page counted by its share
     [line] = [line for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")]
     return int(line.split()[1])
+
+def told(word):
+    while not Path(sys.argv[2], word).exists():
+        time.sleep(0.01)
 
 shape = (64, 20, 224, 224, 1)
 names = [str(index) for index in range(64)]
@@ -325,26 +328,23 @@ store.verify()
 tasks = ImageTasks(torch.from_numpy(store.pixels), {"train": np.arange(64)}, 5, 1, 1)
 tasks.draw("train", np.random.default_rng(0), 2)
 print("open", flush=True)
-sys.stdin.readline()
+told("measure")
 print(resident() - before, flush=True)
-sys.stdin.readline()
+told("end")
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell the resident memory")
-def test_two_processes_share_the_pages(source: Source) -> None:
+def test_two_processes_share_the_pages(source: Source, tmp_path: Path) -> None:
     size = 64 * 20 * 224 * 224 / 1024  # KB
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    command = [sys.executable, "-c", READER, str(source.files[0])]
-    readers = [subprocess.Popen(command, **pipes) for _ in range(2)]  # type: ignore[call-overload]
-    try:
-        for reader in readers:
-            assert reader.stdout.readline() == "open\n"
-        taken = []
-        for reader in readers:  # while both have it open
-            print(file=reader.stdin, flush=True)
-            taken.append(int(reader.stdout.readline()))
+    command = [sys.executable, "-c", READER, source.files[0], tmp_path]
+    with commands.begun(command) as first, commands.begun(command) as second:
+        for reader in (first, second):
+            commands.wait_for(lambda reader=reader: reader.stdout == "open\n", "a store to be opened", reader)
+        (tmp_path / "measure").touch()
+        for reader in (first, second):
+            commands.wait_for(lambda reader=reader: reader.stdout.count("\n") == 2, "what a store takes", reader)
+        taken = [int(reader.stdout.split()[1]) for reader in (first, second)]  # while both have it open
         assert 0.9 * size < sum(taken) < 1.3 * size, taken
-    finally:
-        for reader in readers:
-            reader.communicate("\n", timeout=60)
+        (tmp_path / "end").touch()
+        assert (first.wait(), second.wait()) == (0, 0)
