@@ -1,14 +1,13 @@
 """A new task on the command line: adapt a run to files, predict at others, and write predictions.csv.
 
-Regression reads CSV files, separated by commas: the support has the columns of x, then those of y, the query those of
-x. A first row in which no cell is a number is a header, and names the columns. Images are read from folders: the
+Regression reads CSV files: the support has the columns of x, then those of y, the query those of x, in any order where
+both files name their columns; ``production.table`` says how they are read. Images are read from folders: the
 support has a sub-folder a class, named for it, the query is a folder of images; ``tasks.images.files`` says how
 they are read.
 """
 
 import csv
 from collections.abc import Sequence
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,17 +19,10 @@ from rich.table import Table
 from meta_exp.config.checks import require
 from meta_exp.files import replacing
 from meta_exp.production.predictor import Classification, Predictor, Regression, load
-from meta_exp.tasks.images.files import list_images
+from meta_exp.production.table import read_columns
+from meta_exp.tasks.images.files import list_classes, list_images
 
 SHOWN = 10  # rows of the table that is printed
-
-
-class Columns(NamedTuple):
-    """A CSV file: its column names, its cells as they stand, and their values [rows, columns]."""
-
-    names: list[str]
-    cells: list[list[str]]
-    values: np.ndarray
 
 
 class Answers(NamedTuple):
@@ -71,7 +63,8 @@ def answer(
 def answer_table(learner: Predictor, support: Path, query: Path, kind: str | None) -> Answers:
     """Predict the rows of the CSV file ``query`` from those of ``support``."""
     features, outputs = learner.input_shape[0], learner.outputs
-    seen, asked = read_columns(support, features, outputs), read_columns(query, features)
+    seen = read_columns(support, features, outputs)
+    asked = read_columns(query, features, support=seen)
     task = learner.adapt(seen.values[:, :features], seen.values[:, features:])
     found = task.predict(asked.values, kind=kind)
     assert isinstance(found, Regression)
@@ -92,9 +85,7 @@ def answer_images(learner: Predictor, support: Path, query: Path, kind: str | No
     for key, folder in (("support", support), ("query", query)):
         expected = "a folder of images" if key == "query" else "a folder with a sub-folder a class"
         require(folder.is_dir(), f"{key}={folder}", expected, "a file" if folder.exists() else "nothing there")
-    classes = sorted(entry for entry in support.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    require(bool(classes), f"support={support}", "a sub-folder a class", "none")
-    shown = [(file, folder.name) for folder in classes for file in list_images(folder)]
+    shown = [(file, folder.name) for folder in list_classes(support) for file in list_images(folder)]
     asked = list_images(query)
     task = learner.adapt(learner.read([file for file, _ in shown]), np.array([name for _, name in shown]))
     found = task.predict(learner.read(asked), kind=kind)
@@ -106,33 +97,6 @@ def answer_images(learner: Predictor, support: Path, query: Path, kind: str | No
         for file, label, row in zip(asked, found.labels, figures, strict=True)
     ]
     return Answers(names, rows, 4)
-
-
-def read_columns(file: Path, features: int, outputs: int = 0) -> Columns:
-    """Read a CSV file with columns for ``features`` of x, then ``outputs`` of y.
-
-    Raises ValueError with the row, as an editor counts lines, and the column where a cell is not a finite number.
-    """
-    require(not file.is_dir(), str(file), "a CSV file, since the run is a regression", "a folder")
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: expected a CSV file in UTF-8, got {error}") from error
-    expected = f"columns for {features} of x" + (f" and {outputs} of y" if outputs else "")
-    for line, cells in lines:
-        require(len(cells) == features + outputs, f"{file}, row {line}", expected, f"{len(cells)} columns")
-    names = [f"x{i + 1}" for i in range(features)] + [f"y{i + 1}" for i in range(outputs)]
-    if lines and not any(_is_number(cell) for cell in lines[0][1]):
-        names = lines.pop(0)[1]
-    require(bool(lines), str(file), "rows of numbers", "none")
-    for line, cells in lines:
-        for name, cell in zip(names, cells, strict=True):
-            finite = _is_number(cell) and isfinite(float(cell))
-            require(finite, f"{file}, row {line}, column {name}", "a finite number", repr(cell))
-    rows = [cells for _, cells in lines]
-    return Columns(names, rows, np.array(rows, dtype=np.float64))
 
 
 def write_csv(file: Path, answers: Answers) -> None:
@@ -153,14 +117,6 @@ def show(answers: Answers, title: str) -> None:
     if len(answers.rows) > SHOWN:
         table.add_row(*["..."] * answers.printed)
     Console().print(table)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _figure(value: float) -> str:

@@ -12,8 +12,13 @@ their labels.
 
 A network with batch statistics sees the images of one call together, as it did in training: give it all that are to be
 predicted at once.
+
+Threads may share a predictor, its tasks and its networks: what runs the network waits for its turn, since the
+parameters of a task stand in the one network while it runs, and each answer is the one that a single thread would get.
+A generator that is given belongs to one thread. Nothing is gained in speed: for that load the run once in each process.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +98,23 @@ class Classification:
     classes: Array
 
 
+class Turn:
+    """A lock whose copy, like that of the network which it guards, is a new one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def __reduce__(self) -> tuple[type["Turn"], tuple[()]]:
+        """Copy and pickle it as a new one."""
+        return Turn, ()
+
+
 class Predictor:
     """A trained run that adapts to new tasks.
 
@@ -103,6 +125,7 @@ class Predictor:
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
         coupled: whether a prediction depends on what else is predicted in the same call.
+        turn: held by the thread that runs the network.
     """
 
     def __init__(self, run: Restored) -> None:
@@ -111,6 +134,7 @@ class Predictor:
         self.input_shape = tuple(run.family.input_shape)
         self.outputs = run.family.outputs
         self.kinds = self.learner.algorithm.predictives
+        self.turn = Turn()
         self.coupled = couples_points(self.learner.model, self.input_shape)
         mean, std = getattr(run.family, "mean", (0.0,)), getattr(run.family, "std", (1.0,))  # of channels
         self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (mean, std))
@@ -135,14 +159,14 @@ class Predictor:
         least = min(self.learner.algorithm.inner_steps, 1)
         fits = isinstance(steps, int | np.integer) and steps >= least
         require(fits, "steps", f"an integer, at least {least}", steps)
-        inputs = self.inputs(x)
-        targets, classes = self._labels(y) if self.classifies else (self._targets(y), None)
-        require(len(inputs) == len(targets), "y", f"{len(inputs)} targets, one for each x", len(targets))
-        algorithm, support = self.learner.algorithm, Examples(inputs, targets)
-        batch = Episode(*(Examples(inputs[None], targets[None]),) * 2)
-        noise = tree_map_only(Tensor, lambda z: z[0], self.learner.path_noise(batch, (EVALUATION, 0)))
-        meta = self.learner.meta()._replace(noise=noise)
-        with torch.no_grad():
+        with self.turn, torch.no_grad():
+            inputs = self.inputs(x)
+            targets, classes = self._labels(y) if self.classifies else (self._targets(y), None)
+            require(len(inputs) == len(targets), "y", f"{len(inputs)} targets, one for each x", len(targets))
+            algorithm, support = self.learner.algorithm, Examples(inputs, targets)
+            batch = Episode(*(Examples(inputs[None], targets[None]),) * 2)
+            noise = tree_map_only(Tensor, lambda z: z[0], self.learner.path_noise(batch, (EVALUATION, 0)))
+            meta = self.learner.meta()._replace(noise=noise)
             theta_i = adapt(algorithm, support, meta, int(steps))
             finite = all(value.isfinite().all() for value in theta_i.values())
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
@@ -253,8 +277,8 @@ class AdaptedTask:
         require(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", kind)
         self._check_posterior(f"kind={kind}", needed=kind != "map")
         samples = self.predictor.learner.samples if samples is None else samples
-        inputs = self.predictor.inputs(x)
-        with torch.no_grad():
+        with self.predictor.turn, torch.no_grad():
+            inputs = self.predictor.inputs(x)
             drawn = kind == "sample" or (kind == "linearized" and not self.likelihood.closed_form)
             noise = self._noise(samples, generator) if drawn else None
             predictive = self.likelihood.predictive(*self._predict(kind, inputs, noise))
@@ -263,9 +287,9 @@ class AdaptedTask:
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
         """Draw n networks from the posterior; one is LLAMA's rule for production."""
         self._check_posterior("sample", needed=True)
-        noise = self._noise(n, generator)
         assert self.posterior is not None
-        with torch.no_grad():
+        with self.predictor.turn, torch.no_grad():
+            noise = self._noise(n, generator)
             deltas = [self.posterior.sample(_draw(noise, s)) for s in range(n)]
         drawn = [{name: self.theta_i[name] + value for name, value in delta.items()} for delta in deltas]
         return [Network(self, self.theta_i | params) for params in drawn]
@@ -341,9 +365,9 @@ class Network:
 
     def __call__(self, x: Array) -> Array:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
-        inputs = self.task.predictor.inputs(x)
-        with torch.no_grad():
-            outputs = self.task.predictor.learner.algorithm.network(self.params, inputs)
+        predictor = self.task.predictor
+        with predictor.turn, torch.no_grad():
+            outputs = predictor.learner.algorithm.network(self.params, predictor.inputs(x))
             return self.task._answer(outputs, x)
 
 
@@ -357,9 +381,9 @@ def _numbers(values: Array, name: str) -> Tensor:
         return values.detach().cpu()
     array = np.asarray(values)
     if array.dtype == np.uint8:
-        return torch.from_numpy(array)
+        return torch.from_numpy(np.array(array, order="C"))  # PyTorch takes no reversed and no read-only memory
     try:
-        return torch.from_numpy(np.array(array, dtype=np.float64))
+        return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected numbers, got {error}") from error
 

@@ -17,6 +17,7 @@ from meta_exp.config.keys import NOT_IN_NAME, within
 LONGEST_FOLDER = 200  # bytes; file systems take 255
 LONGEST_ID = 120  # W&B takes 128
 HASH = 10  # hexadecimal digits
+SPLIT = re.compile(r"(.+?)_(\d{4}-\d\d-\d\d.*)|(.+?_sweep)_(.+)|([^_]+)_(.+)|([^_]+)")  # of a run's name into its parts
 PLAIN_KEY = re.compile(r"[A-Za-z0-9]+([._][A-Za-z0-9]+)*")
 PLAIN_VALUE = re.compile(r"[A-Za-z0-9.]+(_[A-Za-z0-9.]+)*|-?[0-9.]+(e[+-]?[0-9]+)?")
 
@@ -36,13 +37,16 @@ def override_folder(overrides: Sequence[str]) -> str:
 def run_name(folder: Path) -> str:
     """Return a name that is the folder's path below outputs/, without separators; dashboards know the run by it.
 
-    A folder elsewhere is told from others of its name by a hash of its path.
+    A folder elsewhere is told from others of its name by a hash of its path, and so is one below outputs/ whose name
+    has another reading: a_b is outputs/a/b, and outputs/a_b has a hash.
     """
     parts = folder.absolute().parts
     inside = "outputs" in parts[:-1]
-    below = parts[len(parts) - parts[::-1].index("outputs") :] if inside else parts[-1:]
+    below = parts[parts.index("outputs") + 1 :] if inside else parts[-1:]
     name = "_".join(below)
-    plain = inside and re.fullmatch(r"[\w.-]+", name, re.ASCII) is not None
+    split = SPLIT.fullmatch(name)
+    read = tuple(part for part in split.groups() if part is not None) if split else ()
+    plain = inside and read == below and re.fullmatch(r"[\w.-]+", name, re.ASCII) is not None
     return _legal(name, plain, LONGEST_ID, "/".join(below if inside else parts))
 
 

@@ -3,6 +3,10 @@
 Each job, in whatever process or machine its launcher puts it, says on a board in the sweep's folder how it is; the
 command that was typed reads the board. A failed job counts as the worst loss, infinity, so that all others run and a
 search goes on; its traceback stands in its run's ``train.log``. Where the command dies, its workers save and end.
+
+Hydra turns what a callback raises into a warning. A failure is therefore taken over from Hydra only once it stands on
+the board, and a board that lost a job counts as a failure: whatever happens to the report, exit code 0 means that all
+is done.
 """
 
 import atexit
@@ -10,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -21,13 +26,16 @@ from textwrap import shorten
 from typing import Any
 
 from filelock import FileLock
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from meta_exp import cli
+from meta_exp.config.checks import one_line
 from meta_exp.files import write_json
 from meta_exp.runs import names  # noqa: F401 - a worker that unpickles the callback needs the names of folders
 
@@ -52,15 +60,20 @@ class SweepReport(Callback):
         return self.__dict__ | {"_watch": None}
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Put up the board and watch it."""
+        """Put up the board and watch it; where that fails, say so, and leave failed jobs to Hydra."""
         self.process = os.getpid()
         name = f".sweep-{time.strftime('%Y%m%d-%H%M%S')}-{self.process}"
         sweep = Path(config.hydra.sweep.dir).absolute()
-        for board in sweep.glob(".sweep-*"):
-            _remove_if_left(board)
-        self.board = sweep / name
-        self.board.mkdir(parents=True)
-        self._watch = Watch(self.board, count_jobs(config))
+        try:
+            for board in sweep.glob(".sweep-*"):
+                _remove_if_left(board)
+            board = sweep / name
+            board.mkdir(parents=True)
+            self._watch = Watch(board, count_jobs(config))
+        except Exception as error:
+            _say_failed(error)
+            return
+        self.board = board
         atexit.register(self._watch.close)  # also when the sweep is interrupted
         self._watch.start()
 
@@ -82,13 +95,13 @@ class SweepReport(Callback):
             job_return.status, job_return.return_value = JobStatus.COMPLETED, inf
         else:
             result = Path(config.hydra.runtime.output_dir) / "metrics.json"
-            before = result.exists() and result.stat().st_mtime < _place(self.board, config).stat().st_mtime
+            began = _place(self.board, config)
+            before = result.exists() and began.exists() and result.stat().st_mtime < began.stat().st_mtime
             _post(self.board, config, {"state": "skipped" if before else "done"})
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; exit with 1 if a run failed."""
-        assert self._watch is not None
-        if not self._watch.close():
+        if self._watch is not None and not self._watch.close():
             raise SystemExit(1)
 
 
@@ -100,7 +113,7 @@ class Watch:
         self.began = time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.fine = True
+        self.fine = False
         self.lock = FileLock(board / LOCK)
         self.lock.acquire()
 
@@ -109,17 +122,22 @@ class Watch:
         self.thread.start()
 
     def close(self) -> bool:
-        """Print the table, once, and take down the board; return whether all jobs that started are done."""
+        """Print the table, once, and take down the board; return whether jobs were started, and all are done."""
         if self.ended.is_set():
             return self.fine
         self.ended.set()
-        self.thread.join()
-        jobs = self._jobs()
-        self.lock.release()
-        shutil.rmtree(self.board, ignore_errors=True)
-        self.fine = all(job["state"] in FINE for job in jobs)
-        if jobs:
-            _print_table(jobs)
+        try:
+            self.thread.join()
+            jobs = self._jobs()
+            self.fine = bool(jobs) and all(job["state"] in FINE for job in jobs)
+            self.lock.release()
+            shutil.rmtree(self.board, ignore_errors=True)
+            if jobs:
+                _print_table(jobs)
+            else:
+                print("sweep: no job was started", file=sys.stderr)
+        except Exception as error:
+            _say_failed(error)
         return self.fine
 
     def line(self, jobs: list[Job]) -> str:
@@ -138,28 +156,41 @@ class Watch:
     def _run(self) -> None:
         said: list[str] = []
         said_at = 0.0
-        while not self.ended.wait(POLL_S):
-            jobs = self._jobs()
-            states, now = [job["state"] for job in jobs], time.monotonic()
-            if jobs and (states != said or now - said_at >= LINE_S):
-                said, said_at = states, now
-                print(self.line(jobs), flush=True)
+        with suppress(Exception):  # the end is told for sure, how it stands only where that can be written
+            while not self.ended.wait(POLL_S):
+                jobs = self._jobs()
+                states, now = [job["state"] for job in jobs], time.monotonic()
+                if jobs and (states != said or now - said_at >= LINE_S):
+                    said, said_at = states, now
+                    print(self.line(jobs), flush=True)
 
     def _jobs(self) -> list[Job]:
-        files = sorted(self.board.glob("*.json"), key=lambda file: int(file.stem))
-        return [job for file in files if (job := _read(file))]
+        """Return all jobs in order; one that stands no more on the board is unknown."""
+        numbers = [int(file.stem) for file in self.board.glob("*.json")]
+        jobs = [_read(self.board / f"{number}.json") for number in range(max(numbers, default=-1) + 1)]
+        return [job if "state" in job else {"folder": f"job {n}", "state": "unknown"} for n, job in enumerate(jobs)]
 
 
 def count_jobs(config: DictConfig) -> int | None:
-    """Return the number of jobs of a sweep: the product of its values, a search's trials, or None."""
+    """Return the number of jobs of a sweep: the product of its values, a search's trials, or None if unknown."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     sweeper = config.hydra.sweeper
     if not str(sweeper._target_).endswith("BasicSweeper"):
         return OmegaConf.select(sweeper, "n_trials")
     arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
-    batches = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides(arguments), None)
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # globs are of its options
+    try:
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
+    except HydraException:  # the sweeper says it, as the error that it is
+        return None
     return sum(len(batch) for batch in batches)
+
+
+def _say_failed(error: Exception) -> None:
+    """Say what the report died of, in one line; where that too is impossible, nothing."""
+    with suppress(Exception):
+        print(f"sweep: the report failed ({one_line(error)}); the runs' folders have all", file=sys.stderr, flush=True)
 
 
 def _print_table(jobs: list[Job]) -> None:
@@ -219,7 +250,7 @@ def _post(board: Path, config: DictConfig, job: Job) -> None:
 def _read(file: Path) -> Job:
     try:
         return dict(json.loads(file.read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 

@@ -2,16 +2,20 @@
 
 Whatever a logger raises (a network that died, a wrong key, a full disk) is said once, and the training goes on without
 that logger. A continued run is one run: what it logs locally is written anew from its history, up to the checkpoint
-from which it goes on; a W&B run that is online is taken up by its id.
+from which it goes on; a W&B run that is online is taken up by its id. What is replaced then are the files that the same
+logger made for the same run, and nothing else: in a place outside the run's folder each run has a folder of its own.
 """
 
 import logging
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
+from glob import escape
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from meta_exp.config.checks import one_line
@@ -22,6 +26,9 @@ ITERATION = "trainer/global_step"
 BY_TASKS = "by_tasks/"
 PATIENCE_S = 60  # with W&B's start and end, where the network is gone
 HIGHER_IS_BETTER = "accuracy"
+MADE = {CSVLogger: ("metrics.csv", "hparams.yaml"), TensorBoardLogger: ("events.out.tfevents.*", "hparams.yaml")}
+HASH = 10  # hexadecimal digits
+OWNER = "run_dir.txt"  # in an offline W&B run, the folder that it is of
 
 
 class Guarded(Logger):
@@ -43,10 +50,14 @@ class Guarded(Logger):
         return ""
 
     def begin(self, config: dict[str, Any], history: History) -> None:
-        """Start with the resolved config and what the run has logged so far; older local files are replaced."""
-        if self.logger.log_dir:
-            shutil.rmtree(self.logger.log_dir, ignore_errors=True)
-        self._try("log_hyperparams", config)
+        """Start with the resolved config and what the run has logged so far; its older local files are replaced."""
+        for kind, patterns in MADE.items():
+            if isinstance(self.logger, kind):
+                _use_own_folder(self.logger, config["run_dir"], config["run_name"])
+                _remove(Path(self.logger.log_dir), patterns)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+            self._try("log_hyperparams", config)
         if not getattr(self.logger, "keeps", False):
             for row in history.rows:
                 self._try("log_metrics", {key: value for key, value in row.items() if key != STEP}, row[STEP])
@@ -86,6 +97,21 @@ class Guarded(Logger):
             self.logger = None
             reason = one_line(error)[:300]
             log.warning("logger %s stopped (%s); the training goes on without it", self._name, reason)
+
+
+def _use_own_folder(logger: Any, run_dir: str, run_name: str) -> None:
+    """Have a logger that writes outside the run's folder, where others may too, write to a folder of the run alone."""
+    run = Path(run_dir).resolve()
+    if not Path(logger.log_dir).resolve().is_relative_to(run):
+        given = logger.version if isinstance(logger._version, str) else ""
+        logger._version = str(Path(given) / f"{run_name}-{sha256(str(run).encode()).hexdigest()[:HASH]}")
+
+
+def _remove(folder: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        for file in folder.glob(pattern):
+            if file.is_file() and not file.is_symlink():
+                file.unlink()
 
 
 class Recorder(Logger):
@@ -160,6 +186,10 @@ class TensorBoard(TensorBoardLogger):
         for file in files:
             self.experiment.add_image(f"pictures/{file.stem}", imread(file), step, dataformats="HWC")
 
+    def close(self, exit_code: int) -> None:
+        """Write what has come since the training's end; the process may not live to write it."""
+        self.finalize("success" if exit_code == 0 else "failed")
+
 
 class WandB(Logger):
     """A W&B run.
@@ -207,11 +237,16 @@ class WandB(Logger):
         """Begin the run with its resolved config; an earlier offline part of it is replaced."""
         import wandb
 
-        for earlier in (self.folder / "wandb").glob(f"offline-run-????????_??????-{self.id}"):
-            shutil.rmtree(earlier)
+        owner = str(Path(params["run_dir"]).resolve())
+        if self.mode == "offline":
+            for earlier in (self.folder / "wandb").glob(f"offline-run-????????_??????-{escape(self.id)}"):
+                if (earlier / OWNER).exists() and (earlier / OWNER).read_text() == owner:
+                    shutil.rmtree(earlier)
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, silent=True)
         self.run = wandb.init(**self.arguments, config=params, resume="allow", settings=settings)
+        if self.mode == "offline":
+            Path(self.run.dir).with_name(OWNER).write_text(owner)
         self.run.define_metric(ITERATION, hidden=True)
         self.run.define_metric(TASKS, hidden=True)
         for part in ("train/*", "test/*", "pictures/*"):

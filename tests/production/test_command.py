@@ -66,40 +66,11 @@ def test_letters_and_scans(character_run, drawings, tmp_path):
     assert np.mean(right) > 0.5  # chance is 1/3
 
 
-REFUSED_TABLES = {
-    "x,y\n1,2\n3,nan": "s.csv, row 3, column y: expected a finite number, got 'nan'",
-    "1,2\n3,": "s.csv, row 2, column y1: expected a finite number, got ''",
-    "1,two\n3,4": "s.csv, row 1, column y1: expected a finite number, got 'two'",
-    "x,y\n1,2\n\n3,4,5": "s.csv, row 4: expected columns for 1 of x and 1 of y, got 3 columns",
-    "x,y\n": "s.csv: expected rows of numbers, got none",
-    "": "s.csv: expected rows of numbers, got none",
-}
-
-
-@pytest.mark.parametrize("text", REFUSED_TABLES)
-def test_a_table_that_is_refused(tmp_path, monkeypatch, text):
-    monkeypatch.chdir(tmp_path)
-    Path("s.csv").write_text(text)
-    with pytest.raises(ValueError, match=REFUSED_TABLES[text]):
-        new_task.read_columns(Path("s.csv"), 1, 1)
-
-
 def test_half_a_question_is_refused(tmp_path):
     with pytest.raises(ValueError, match="got support alone"):
         new_task.answer([tmp_path], [], support="s.csv")
     with pytest.raises(ValueError, match="a new task: expected one run's folder, got 2"):
         new_task.answer([tmp_path, tmp_path], [], support="s.csv", query="q.csv")
-
-
-def test_tables_as_people_save_them(tmp_path):
-    file = tmp_path / "s.csv"
-    file.write_bytes(b"\xef\xbb\xbftime , height\r\n1, 2.5\r\n\r\n3,-4e0\r\n")
-    table = new_task.read_columns(file, 1, 1)
-    assert table.names == ["time", "height"]
-    assert table.values.tolist() == [[1, 2.5], [3, -4]]
-    file.write_bytes(b"\xff\xfe1\x00")
-    with pytest.raises(ValueError, match=r"s\.csv: expected a CSV file in UTF-8"):
-        new_task.read_columns(file, 1, 1)
 
 
 def test_refusals_are_one_line_and_exit_code_1(sinusoid_run, tmp_path):

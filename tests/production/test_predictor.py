@@ -3,6 +3,8 @@
 import dataclasses
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from types import SimpleNamespace
 
 import commands
@@ -78,6 +80,20 @@ def test_images_are_normalised_as_training_did(character_run):
     np.testing.assert_allclose(inputs[:, 0], (images / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
     assert MiniImagenet("x").mean == (0.0,)
     assert MiniImagenet("x", normalize=True).std == pytest.approx((0.277, 0.268, 0.285), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, ">f8"])
+def test_arrays_may_be_reversed_read_only_or_of_any_order(characters, dtype):
+    images = np.random.default_rng(0).integers(0, 256, (6, 28, 28)) / (1 if dtype is np.uint8 else 255)
+    images = images.astype(dtype)
+    expected = characters.inputs(images)
+    fixed = images.copy()
+    fixed.flags.writeable = False
+    for given in (images[::-1, :, ::-1][::-1, :, ::-1], fixed, np.asfortranarray(images), images[:, ::-1][:, ::-1]):
+        assert torch.equal(characters.inputs(given), expected)
+    labels = np.array([0, 0, 0, 1, 1, 1])[::-1]
+    labels.flags.writeable = False
+    assert characters.adapt(images[::-1], labels).predict(fixed[::-1]).probabilities.shape == (6, 2)
 
 
 def test_adapting_helps(sinusoid):
@@ -164,6 +180,48 @@ def test_fewer_classes_than_ways_share_all_the_probability(characters, letters):
     found = characters.adapt(characters.read(shown[:10]), names[:10]).predict(characters.read(asked[:30]))
     assert found.probabilities.shape == (30, 2)
     np.testing.assert_allclose(found.probabilities.sum(1), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("served", ["curvature=ggn", "curvature=last_layer", "map"])
+def test_threads_that_share_a_predictor_get_the_answers_of_one(sinusoid_run, served):
+    """Four threads, each with tasks of its own; and a task that all have asked is as it was before."""
+    learner = meta_exp.load(sinusoid_run, [] if served == "map" else [served])
+    kind = "map" if served == "map" else None
+    shared, tasks = learner.adapt(X, Y), [(X + shift, Y * (1 + shift)) for shift in np.linspace(0, 4, 24)]
+
+    def answer(task):
+        own = learner.adapt(*task)
+        answers = [own.predict(GRID, kind=kind), shared.predict(GRID, kind=kind)]
+        networks = own.sample(2) + shared.sample(1)
+        return [
+            *(found.mean for found in answers),
+            *(found.variance for found in answers),
+            *(n(GRID) for n in networks),
+        ]
+
+    expected = [answer(task) for task in tasks]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(answer, tasks, timeout=300))
+    finally:
+        sys.setswitchinterval(interval)
+    assert np.array_equal(found, expected)
+    assert np.array_equal(answer(tasks[0]), expected[0]), "nothing of the threads is left behind"
+
+
+def test_a_thread_waits_for_its_own_network_only(sinusoid):
+    task = sinusoid.adapt(X, Y)
+    with pytest.raises(ValueError, match="x, row 0, column 0: expected a finite number"):
+        task.predict(X * np.nan)  # and gives its turn back
+    copied = deepcopy(task)
+    with ThreadPoolExecutor(2) as pool:
+        with sinusoid.turn:
+            waiting = pool.submit(task.predict, X)
+            pool.submit(copied.predict, X).result(60)
+            assert not waiting.done()
+        waiting.result(60)
 
 
 def refused(message, call, *arguments, **options):

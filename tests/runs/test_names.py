@@ -55,6 +55,9 @@ def test_the_same_in_any_order():
     [
         ("outputs/sinusoid/2026-01-01", "sinusoid_2026-01-01"),
         ("outputs/sweep/algorithm-maml__seed-1", "sweep_algorithm-maml__seed-1"),
+        ("outputs/sinusoid/2026-01-01_12-30-00-123456", "sinusoid_2026-01-01_12-30-00-123456"),
+        ("outputs/mini_imagenet/2026-01-01_12-30-00-123456", "mini_imagenet_2026-01-01_12-30-00-123456"),
+        ("outputs/maml_vs_llama_sweep/seed-0", "maml_vs_llama_sweep_seed-0"),
     ],
 )
 def test_run_name_is_the_folder_below_outputs(tmp_path, folder, name):
@@ -68,3 +71,17 @@ def test_run_names_of_other_folders_are_told_apart(tmp_path):
     assert len(set(names)) == len(names)
     assert names[0].startswith("my-run-1-")
     assert all(len(name) <= 120 for name in names)
+
+
+def test_run_names_below_outputs_never_collide(tmp_path):
+    """All ways to read a few names as a path, and an outputs/ in an outputs/."""
+    texts = ["maml_seed_0", "a_sweep_b_sweep_c", "a_sweep_2026-01-01_x_2026-01-01_y", "x_outputs_y", "x"]
+    folders = set()
+    for text in texts:
+        for places in range(2 ** text.count("_")):
+            bits = iter(range(text.count("_")))
+            folders.add("".join("_/"[places >> next(bits) & 1] if c == "_" else c for c in text))
+    folders = {Path("outputs") / folder for folder in folders if not folder.endswith("/")}
+    names = {run_name(tmp_path / folder) for folder in folders}
+    assert len(names) == len(folders) > 50
+    assert run_name(tmp_path / "outputs" / "maml_seed" / "0").startswith("maml_seed_0-")

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import commands
 import pytest
 from commands import wait_for
+from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,6 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from meta_exp.runs.build import build
+from meta_exp.runs.sweep import Watch, count_jobs
 
 REPO = Path(__file__).parents[2]
 JOBS = {
@@ -212,3 +215,100 @@ def test_a_launcher_that_is_not_installed_names_its_extra(tmp_path):
     assert result.stderr.splitlines()[-1] == (
         "error: this launcher is not installed; it comes with uv run --extra ray train.py ..."
     )
+
+
+APP = """
+import sys
+import hydra
+from meta_exp import cli
+from meta_exp.runs import sweep
+
+def broken(*arguments, **options):
+    raise {error}
+
+{place} = broken
+
+@hydra.main(version_base="1.3", config_path={folder!r}, config_name="app")
+def main(cfg):
+    print("job", cfg.seed, flush=True)
+    if cfg.seed == 1:
+        raise ValueError("a job that fails")
+    return 0.0
+
+cli.run(main)
+"""
+CONFIG = """
+seed: 0
+hydra:
+  sweep: {dir: swept}
+  callbacks: {sweep: {_target_: meta_exp.runs.sweep.SweepReport}}
+  output_subdir: null
+"""
+PLACES = [
+    "nothing", "sweep.count_jobs", "sweep.Watch", "sweep.Watch._jobs", "sweep.Watch.line",
+    "sweep._print_table", "sweep._post", "sweep._read", "sweep.shutil.rmtree",
+    "sweep.SweepReport.on_job_end", "sweep.SweepReport.on_multirun_start",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_failed_job_is_exit_code_1_whatever_fails_in_the_report(tmp_path, place):
+    (tmp_path / "app.yaml").write_text(CONFIG)
+    error = "OSError(28, 'No space left on device')" if len(place) % 2 else "AssertionError"
+    script = APP.format(place=place, folder=str(tmp_path), error=error)
+
+    def app(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", script, "-m", *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False)
+
+    result = app("seed=0,1,2")
+    assert result.returncode == 1
+    assert [line for line in result.stdout.splitlines() if line.startswith("job")] == ["job 0", "job 1", "job 2"]
+    assert "a job that fails" in result.stdout + result.stderr or "report failed" in result.stderr
+    if place == "nothing":
+        assert app("seed=0,2").returncode == 0
+        (tmp_path / "option").mkdir()
+        (tmp_path / "option" / "a.yaml").write_text("x: 1")
+        empty = app("+option=glob(b*)")
+        assert (empty.returncode, empty.stderr) == (1, "sweep: no job was started\n")
+
+
+@pytest.mark.parametrize("lost", ["a file", "the board"])
+def test_a_job_that_the_board_lost_is_not_done(tmp_path, lost):
+    watch = Watch(tmp_path / "board", None)
+    for number in range(3):
+        (tmp_path / "board" / f"{number}.json").write_text('{"folder": "run", "state": "done"}')
+    (tmp_path / "board" / "1.json").unlink()
+    if lost == "the board":
+        shutil.rmtree(tmp_path / "board")
+    watch.thread.start()
+    assert not watch.close()
+
+
+JOBS_OF = {
+    "curvature=glob(*)": 6,
+    "curvature=glob(*,exclude=[n*,k*])": 4,
+    "seed=range(5)": 5,
+    "seed=1,2,3": 3,
+    "seed='choice(1,2)'": 1,
+    "seed=choice(1,2)": 2,
+    "seed=5": 1,
+    "seed=interval(0,1)": None,
+    "seed=shuffle(1,2,3)": 3,
+}
+
+
+@pytest.mark.parametrize("override", JOBS_OF)
+def test_jobs_are_counted_as_hydra_makes_them(override):
+    with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
+        task, sweeper = [override, "algorithm=maml,llama"], {"_target_": "a.BasicSweeper", "params": None}
+        hydra = {"sweeper": sweeper, "overrides": {"task": task}}
+        expected = JOBS_OF[override]
+        assert count_jobs(OmegaConf.create({"hydra": hydra})) == (expected and 2 * expected)
+
+
+def test_a_glob_with_a_failing_job_ends_with_1_and_its_table(tmp_path):
+    result = sweep(tmp_path, "-m", "curvature=glob(d*)", "optimizer.lr=1e30")
+    assert result.returncode == 1
+    assert "of 1 done" in result.stdout
+    assert "objective is" in result.stdout

@@ -3,13 +3,18 @@
 import json
 import logging
 import struct
+import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import wandb
+from pytorch_lightning.loggers import CSVLogger
 from wandb.proto import wandb_internal_pb2
 
 from meta_exp.runs.train import train
+from meta_exp.training.history import History
+from meta_exp.training.loggers import Guarded, TensorBoard, WandB
 
 BLOCK, HEADER, WHOLE, LAST = 32768, 7, 1, 4
 TINY = ["trainer=smoke", "model.widths=[8]", "dataset.meta_batch=5", "test_tasks=4", "validation_tasks=4"]
@@ -109,3 +114,92 @@ def test_tensorboard_holds_scores_and_pictures(config):
     events.Reload()
     assert [event.step for event in events.Scalars("validation/loss")] == [2, 4]
     assert events.Tags()["images"] == ["pictures/fan"]
+
+
+def files(folder):
+    """All files below a folder; of wandb's own, which has links and a log of itself, what is to be synced."""
+    return {
+        file: file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file()
+        and ("wandb" not in file.parts or (file.suffix == ".wandb" and "latest-run" not in file.parts))
+    }
+
+
+def log_once(make, run_dir, run_name, value):
+    """What a start of a run does with a logger: a new one, its config, its history, a score."""
+    logger = Guarded(make(run_dir), "it")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    logger.begin({"run_dir": str(run_dir), "run_name": run_name}, History(run_dir, 10))
+    logger.log_metrics({"score": value}, 11)
+    logger.finalize("success")
+    logger.close(0)
+    if isinstance(logger.logger, WandB):
+        wandb.teardown()
+        time.sleep(1.1)  # two runs of one id in the same second would have one folder
+    assert logger.logger is not None, "it was not stopped"
+
+
+def wandb_of(folder):
+    keys = {"group": "g", "job_type": "j", "tags": []}
+    return lambda run_dir: WandB("project", str(folder), id="same", **keys)
+
+
+PLACES = {
+    "csv in the run": lambda shared: lambda run: CSVLogger(run, "csv", version=""),
+    "csv in place of the run": lambda shared: lambda run: CSVLogger(run, "", version=""),
+    "csv in one place": lambda shared: lambda run: CSVLogger(shared, "", version=""),
+    "csv with a version": lambda shared: lambda run: CSVLogger(shared, "csv", version="v1"),
+    "csv without a version": lambda shared: lambda run: CSVLogger(shared, "csv"),
+    "csv above the run": lambda shared: lambda run: CSVLogger(run / "..", "", version=""),
+    "tensorboard in the run": lambda shared: lambda run: TensorBoard(str(run)),
+    "tensorboard in one place": lambda shared: lambda run: TensorBoard(str(shared)),
+    "wandb of one id": wandb_of,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_logger_removes_its_own_files_alone(tmp_path, place):
+    """Two runs of one name in two places, and what else lies there; the first is then started again."""
+    shared, make = tmp_path / "shared", PLACES[place](tmp_path / "shared")
+    first, second = tmp_path / "a" / "outputs" / "s" / "1", tmp_path / "b" / "outputs" / "s" / "1"
+    for run in (first, second):
+        (run / "csv").mkdir(parents=True)
+        for name in ("best.ckpt", "curves.csv", "csv/notes.txt"):
+            (run / name).write_text(f"{run}")
+    shared.mkdir()
+    for name in ("metrics.csv", "events.out.tfevents.1", "hparams.yaml"):
+        (shared / name).write_text("another's")
+    before = files(tmp_path)
+    log_once(make, first, "s_1", 0.25)
+    of_first = files(tmp_path).keys() - before.keys()
+    assert of_first
+    there = files(tmp_path)
+    log_once(make, second, "s_1", 0.5)
+    assert there.items() <= files(tmp_path).items(), "what was there is as it was"
+    there = {file: text for file, text in files(tmp_path).items() if file not in of_first}
+    log_once(make, first, "s_1", 0.75)
+    after = files(tmp_path)
+    assert there.items() <= after.items()
+    assert len(after.keys() - there.keys()) == len(of_first), "a run that starts again is one run"
+
+
+@pytest.mark.parametrize("mode", ["disabled", "online"])
+def test_an_offline_run_is_kept_where_it_is_not_written_anew(tmp_path, monkeypatch, mode):
+    log_once(wandb_of(tmp_path), tmp_path / "run", "same", 0.5)
+    written = files(tmp_path / "wandb")
+    monkeypatch.setattr(wandb, "init", lambda **arguments: MagicMock())
+    WandB("project", str(tmp_path), "same", "g", "j", [], mode).log_hyperparams({"run_dir": str(tmp_path / "run")})
+    assert written.items() <= files(tmp_path).items()
+
+
+def test_a_logger_in_the_runs_folder_leaves_its_checkpoints(config):
+    cfg = config(*TINY, "logger=csv", "logger.csv.name=''")
+    train(cfg)
+    folder = Path(cfg.run_dir)
+    scores = (folder / "metrics.csv").read_text()
+    (folder / "metrics.json").unlink()  # as if killed in the last moment
+    weights = (folder / "best.ckpt").read_bytes()
+    train(cfg)
+    assert (folder / "best.ckpt").read_bytes() == weights
+    assert (folder / "metrics.csv").read_text().count("\n") == scores.count("\n")

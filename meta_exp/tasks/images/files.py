@@ -4,27 +4,34 @@ One channel is drawings, as Omniglot's are: strokes 1, paper 0. A file is turned
 laid on white, colours become grey, and the contrast is stretched: darkest 0, lightest 255. The paper is the median of
 the border; if it is dark, the image is a light drawing on a dark ground and is inverted first. The drawing is then
 padded with paper to the network's aspect, resized (Lanczos) and inverted. A drawing of Omniglot becomes the very pixels
-that training saw.
+that training saw. Ink that cannot be seen on white, as white ink on transparency, is read from its opacity.
 
 Three channels are photographs: turned, laid on white and resized; RGB in [0, 1], not inverted.
+
+What would be lost in silence is refused: a page on which nothing is drawn, further pages of a file, and in a folder
+whatever is not one of its images. Of a camera's file with a preview the picture itself is read.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from meta_exp.config.checks import one_line, require
 
 LANCZOS = Image.Resampling.LANCZOS
+FORMATS = ("PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "PPM")  # none that Pillow gives to other programs, as EPS
+PIXELS = 64_000_000  # of one image; an A4 page of 600 dots an inch has 35 million
+CONTRAST = 8  # grey values of 256, below which an image is paper with noise
 
 
 def read_images(files: Sequence[str | Path], shape: Sequence[int]) -> NDArray[np.float32]:
     """Read ``files`` as inputs [n, C, H, W] in [0, 1] of a network whose ``shape`` is [C, H, W].
 
-    Raises ValueError, with the file's name, where one is no image or is damaged.
+    Raises ValueError, with the file's name, where one is no image, is damaged, has several pages or shows nothing.
     """
     require(len(shape) == 3 and shape[0] in (1, 3), "images", "a network for images of 1 or 3 channels", list(shape))
     require(not isinstance(files, str | Path), "files", "a list of files", "a single one", "put it in a list")
@@ -37,26 +44,85 @@ def read_images(files: Sequence[str | Path], shape: Sequence[int]) -> NDArray[np
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return the files in ``folder`` sorted by name, hidden ones left out."""
-    files = sorted(file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
-    require(bool(files), str(folder), "a folder of images", "no file in it")
-    return files
+    """Return the files in ``folder`` sorted by name, hidden ones left out; raises ValueError at what is no file."""
+    entries = _entries(folder)
+    for entry in entries:
+        kind = "a folder" if entry.is_dir() else "something else"
+        require(entry.is_file(), str(entry), "an image file", kind, "move its images up, or it away")
+    require(bool(entries), str(folder), "a folder of images", "no file in it")
+    return entries
+
+
+def list_classes(folder: Path) -> list[Path]:
+    """Return the sub-folders of ``folder``, a class each, sorted by name; raises ValueError at what is none."""
+    entries = _entries(folder)
+    require(any(entry.is_dir() for entry in entries), f"support={folder}", "a sub-folder a class", "none")
+    for entry in entries:
+        remedy = "move it into the folder of its class, or away"
+        require(entry.is_dir(), str(entry), "a sub-folder a class and nothing beside", "a file", remedy)
+    return entries
+
+
+def _entries(folder: Path) -> list[Path]:
+    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in entries:
+        require(entry.exists(), str(entry), "a file or a folder", "a link to nothing", "mend it, or remove it")
+    return entries
 
 
 def _read(file: str | Path, shape: Sequence[int]) -> NDArray[np.uint8]:
     channels, height, width = shape
     try:
-        with Image.open(file) as opened:
-            image = _on_white(_eight_bits(ImageOps.exif_transpose(opened)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
+            with Image.open(file, formats=FORMATS) as opened:
+                wrong = _wrong(opened)
+                size = (width, height)
+                pixels = None if wrong else _pixels(ImageOps.exif_transpose(opened), size, photograph=channels == 3)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{file}: expected an image, got {one_line(error)}; one of {', '.join(FORMATS)}") from error
     except Exception as error:  # file, codec and pixels have errors of their own; what matters is which image
         raise ValueError(f"{file}: expected an image, got {one_line(error)}") from error
-    if channels == 3:
-        return np.asarray(image.resize((width, height), LANCZOS)).transpose(2, 0, 1)
-    grey = ImageOps.autocontrast(image.convert("L"))
+    if wrong:
+        raise ValueError(f"{file}: expected {wrong}")
+    remedy = "leave it out, or scan it with more contrast"
+    require(pixels is not None, f"nothing drawn in {file}", "strokes on paper", "one shade everywhere", remedy)
+    assert pixels is not None
+    return pixels
+
+
+def _wrong(image: Image.Image) -> str | None:
+    """Return what is expected of an image and what this one is instead, or None; its pixels are not read yet."""
+    if image.width * image.height > PIXELS:
+        return f"at most {PIXELS // 10**6} million pixels, got {image.width} x {image.height}; make it smaller"
+    if getattr(image, "is_animated", False) and image.format != "MPO":
+        return "one image, got further pages or frames; save each as a file of its own"
+    return None
+
+
+def _pixels(image: Image.Image, size: tuple[int, int], photograph: bool) -> NDArray[np.uint8] | None:
+    """Return what the network takes, [H, W] or [3, H, W], or None where nothing is drawn."""
+    image = _eight_bits(image)
+    seen = _on_white(image)
+    grey, alpha = seen.convert("L"), _alpha(image)
+    hidden = _contrast(grey) < CONTRAST <= _contrast(alpha)
+    if photograph:
+        return None if hidden else np.asarray(seen.resize(size, LANCZOS)).transpose(2, 0, 1)
+    if hidden:
+        grey = ImageOps.invert(alpha)
+    if _contrast(grey) < CONTRAST:
+        return None
+    grey = ImageOps.autocontrast(grey)
     paper = _border_median(grey)
     if paper < 128:
         grey, paper = ImageOps.invert(grey), 255 - paper
-    return 255 - np.asarray(ImageOps.pad(grey, (width, height), LANCZOS, color=paper))
+    drawing = ImageOps.pad(grey, size, LANCZOS, color=paper)
+    return 255 - np.asarray(drawing) if _contrast(drawing) >= CONTRAST else None
+
+
+def _contrast(grey: Image.Image) -> int:
+    low, high = grey.getextrema()
+    return int(high) - int(low)  # type: ignore[arg-type]
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -64,12 +130,22 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode[0] not in "IF":
         return image
     values = np.asarray(image, np.float64)
+    require(bool(np.isfinite(values).all()), "pixels", "finite numbers", "NaN or infinity")
     low, high = values.min(), values.max()
     return Image.fromarray(np.uint8((values - low) / max(high - low, 1e-12) * 255 + 0.5))
 
 
+def _is_transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+
+
+def _alpha(image: Image.Image) -> Image.Image:
+    """Return the opacity, in grey."""
+    return image.convert("RGBA").getchannel("A") if _is_transparent(image) else Image.new("L", image.size, 255)
+
+
 def _on_white(image: Image.Image) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    if _is_transparent(image):
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")

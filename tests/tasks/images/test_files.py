@@ -1,11 +1,13 @@
 """Image files as people bring them become what training saw: the same pixels, whatever mode, size and polarity."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from meta_exp.tasks import Omniglot
-from meta_exp.tasks.images.files import list_images, read_images
+from meta_exp.tasks.images.files import list_classes, list_images, read_images
 
 SHAPE = (1, 28, 28)
 
@@ -108,3 +110,120 @@ def test_hidden_files_are_no_images(page, tmp_path):
     page.save(tmp_path / "a.png")
     (tmp_path / ".DS_Store").write_text("")
     assert list_images(tmp_path) == [tmp_path / "a.png"]
+
+
+def ink(image, colour, mode="RGBA"):
+    """The page's strokes in a colour on nothing."""
+    layer = Image.new("RGBA", image.size, (*colour, 0))
+    layer.paste((*colour, 255), mask=ImageOps.invert(image))
+    return layer.convert(mode)
+
+
+INKS = {
+    "white": ((255, 255, 255), "RGBA"),
+    "nearly white": ((254, 255, 251), "RGBA"),
+    "white and grey": ((255, 255, 255), "LA"),
+    "black": ((0, 0, 0), "RGBA"),
+    "yellow": ((255, 255, 0), "RGBA"),
+}
+
+
+@pytest.mark.parametrize("name", INKS)
+def test_ink_on_transparency_is_read_whatever_its_colour(page, tmp_path, name):
+    colour, mode = INKS[name]
+    np.testing.assert_allclose(read(ink(page, colour, mode), tmp_path), read(page, tmp_path, "plain.png"), atol=0.01)
+
+
+def dot(value):
+    image = Image.new("L", (2000, 2000), 255)
+    image.putpixel((1000, 1000), value)
+    return image
+
+
+NOTHING = {
+    "a white page": Image.new("L", (50, 50), 255),
+    "a black page": Image.new("RGB", (50, 50), 0),
+    "a grey page of 16 bits": Image.fromarray(np.full((50, 50), 3000, np.uint16)),
+    "paper with noise": Image.fromarray(np.random.default_rng(0).integers(250, 256, (50, 50), np.uint8)),
+    "nothing at all": Image.new("RGBA", (50, 50), (0, 0, 0, 0)),
+    "an opaque white page": Image.new("RGBA", (50, 50), (255, 255, 255, 255)),
+    "a speck": dot(0),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_page_on_which_nothing_is_drawn_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=r"^nothing drawn in .*a\.png: expected strokes on paper, got one shade"):
+        read(NOTHING[name], tmp_path)
+
+
+def test_a_photograph_that_white_paper_hides_is_refused(page, tmp_path):
+    with pytest.raises(ValueError, match=r"nothing drawn in .*a\.png"):
+        read(ink(page, (255, 255, 255)), tmp_path, shape=(3, 84, 84))
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.gif", "a.webp", "a.png"])
+def test_further_pages_are_refused(page, tmp_path, name):
+    single = read(page, tmp_path, name, **({"lossless": True} if name == "a.webp" else {}))
+    np.testing.assert_allclose(single, read(page, tmp_path, "plain.png"), atol=0.01)
+    page.save(tmp_path / name, save_all=True, append_images=[page.rotate(90), page.rotate(180)])
+    with pytest.raises(ValueError, match=rf"{name}: expected one image, got further pages or frames; save each"):
+        read_images([tmp_path / name], SHAPE)
+
+
+def test_a_preview_in_a_cameras_file_is_no_page(page, tmp_path):
+    page.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[page.resize((20, 20))], quality=95)
+    assert np.abs(read_images([tmp_path / "a.jpg"], SHAPE)[0] - read(page, tmp_path)).mean() < 0.02
+
+
+def test_pillow_opens_named_formats_only(page, tmp_path):
+    """An EPS file would be run by Ghostscript, whatever its name."""
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    for name in ("b.ico", "c.tga", "d.pcx"):
+        page.save(tmp_path / name)
+    for file in tmp_path.iterdir():
+        with pytest.raises(ValueError, match=r"expected an image, got cannot identify .*; one of PNG, JPEG, TIFF"):
+            read_images([file], SHAPE)
+
+
+@pytest.mark.parametrize("side", [8001, 10_000, 14_000])
+def test_an_image_has_a_bound_in_pixels(tmp_path, side):
+    Image.new("1", (side, side), 1).save(tmp_path / "a.tif", compression="group4")
+    with pytest.raises(ValueError, match=r"a\.tif: expected (at most 64 million|an image, got Image size)") as refusal:
+        read_images([tmp_path / "a.tif"], SHAPE)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_image_that_vanishes_in_the_networks_size_is_named(tmp_path):
+    line = Image.fromarray(np.uint8([[0, 255] * 5000]))
+    with pytest.raises(ValueError, match=r"a\.png"):
+        read(line, tmp_path)
+
+
+def test_nothing_in_a_folder_is_dropped(page, tmp_path):
+    folder = tmp_path / "classes"
+    for name in ("a", "b", ".hidden"):
+        (folder / name).mkdir(parents=True)
+        page.save(folder / name / "1.png")
+    (folder / ".DS_Store").write_text("")
+    assert list_classes(folder) == [folder / "a", folder / "b"]
+    for entry, make, call, message in [
+        ("3.png", page.save, list_classes, "3.png: expected a sub-folder a class and nothing beside, got a file; move"),
+        (
+            "c",
+            lambda at: at.symlink_to("nowhere"),
+            list_classes,
+            "c: expected a file or a folder, got a link to nothing",
+        ),
+        ("a/2.png", lambda at: at.symlink_to("nowhere"), list_images, "2.png: .* got a link to nothing; mend it"),
+        ("a/more", lambda at: at.mkdir(), list_images, "more: expected an image file, got a folder; move its images"),
+        ("a/pipe", os.mkfifo, list_images, "pipe: expected an image file, got something else"),
+    ]:
+        make(folder / entry)
+        with pytest.raises(ValueError, match=message):
+            call((folder / entry).parent)
+        (folder / entry).rmdir() if (folder / entry).is_dir() else (folder / entry).unlink()
+    (folder / "link").symlink_to(folder / "a")
+    assert list_images(list_classes(folder)[-1]) == [folder / "link" / "1.png"]
+    with pytest.raises(ValueError, match=r"support=.*: expected a sub-folder a class, got none"):
+        list_classes(folder / "a")
