@@ -102,6 +102,8 @@ class SweepReport(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the table; exit with 1 if a run failed."""
         if self._watch is not None and not self._watch.close():
+            if self._watch.empty:  # not where an error has ended it before: that is said already
+                print("sweep: no job was started", file=sys.stderr)
             raise SystemExit(1)
 
 
@@ -113,7 +115,7 @@ class Watch:
         self.began = time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
-        self.fine = False
+        self.fine, self.empty = False, False
         self.lock = FileLock(board / LOCK)
         self.lock.acquire()
 
@@ -132,10 +134,9 @@ class Watch:
             self.fine = bool(jobs) and all(job["state"] in FINE for job in jobs)
             self.lock.release()
             shutil.rmtree(self.board, ignore_errors=True)
+            self.empty = not jobs
             if jobs:
                 _print_table(jobs)
-            else:
-                print("sweep: no job was started", file=sys.stderr)
         except Exception as error:
             _say_failed(error)
         return self.fine
