@@ -106,7 +106,21 @@ class Algorithm(ABC):
         likelihood = self.likelihood.at(meta.hyper)
         return prediction.predict(kind, self.network, params, x, likelihood, posterior, draws)
 
+    @property
+    def steps_by_hyper(self) -> bool:
+        """Whether the path depends on learned values."""
+        return True
+
+    @property
+    def follows_hyper(self) -> bool:
+        """Whether the point prediction depends on learned values; here if the path does."""
+        return self.steps_by_hyper
+
     # what algorithms have in common
+
+    def free(self) -> dict[str, Learned]:
+        """Return what may be fitted after training to what is served."""
+        return self.likelihood.free() | (self.curvature.free() if self.curvature else {})
 
     def network(self, params: Params, x: Tensor) -> Tensor:
         """Return the network's outputs [N, C] at x [N, *features]."""

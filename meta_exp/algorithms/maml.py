@@ -63,7 +63,7 @@ class MAML(Algorithm):
         got = type(self.likelihood).__name__
         require(self.likelihood.concave or not needed, key, "a likelihood whose log is concave in the outputs", got)
         learned = self.curvature is not None and self.curvature.learned
-        remedy = "set it to false; tune_prior_precision=linearized tunes tau after training"
+        remedy = "set it to false; tau is fitted after training (calibrate=true)"
         trains = not learned or "log_prior_precision" in self.hyperparameters()
         require(trains, "curvature.learned=true", "algorithm=llama", "algorithm=maml, which trains without tau", remedy)
 
@@ -77,6 +77,16 @@ class MAML(Algorithm):
         """Return -log p(Q_i | theta_i) / M."""
         posterior = self.posterior(path[-1], episode.support, meta) if self.mode else None
         return self.query_nll(path[-1], posterior, episode, meta) / len(episode.query.y), {}
+
+    @property
+    def steps_by_hyper(self) -> bool:
+        """Whether the path depends on learned values: gradient steps on a mean loss do not."""
+        return self.inner_loop == "gauss_newton"
+
+    @property
+    def follows_hyper(self) -> bool:
+        """Whether the point prediction depends on learned values."""
+        return self.mode or self.steps_by_hyper
 
     def posterior(self, params: Params, data: Examples, meta: Meta) -> Posterior | None:
         """Return the Laplace posterior given ``data``, where there is a curvature: around theta_i, or the mode."""

@@ -32,9 +32,11 @@ from meta_exp.comparison.results import (
 from meta_exp.config.checks import require
 from meta_exp.config.keys import flatten
 from meta_exp.runs import pictures
+from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.provenance import provenance
-from meta_exp.runs.restore import Restored, open_run
+from meta_exp.runs.restore import Restored, open_run, refits
 from meta_exp.runs.test_set import score_tasks
+from meta_exp.training.data import EvaluationBatches
 from meta_exp.training.learning_curve import read_curve
 from meta_exp.training.precision import set_precision
 
@@ -110,28 +112,39 @@ def _evaluate(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Resu
             try:
                 run = open_run(folder, overrides)
                 task = bar.add_task(f"run {number} of {len(runs)}", total=run.cfg.test_tasks)
-                results.append(_result(run, lambda done, task=task: bar.update(task, completed=done)))
+                results.append(_result(run, overrides, lambda done, task=task: bar.update(task, completed=done)))
                 bar.remove_task(task)
             except (ValueError, OSError) as error:
                 unfinished[folder] = str(error)
     return results, unfinished
 
 
-def _result(run: Restored, advance: Any) -> Result:
+def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     tasks = run.cfg.test_tasks
     require(isinstance(tasks, int) and tasks >= 2, "test_tasks", "an integer, at least 2, for an interval", tasks)
     images = len(run.family.input_shape) == 3
     set_precision(run.cfg.get("matmul_precision", "highest"), images)  # the same digits need the same products
+    if refits(overrides) and run.cfg.get("calibrate"):
+        _fit(run)
     scores = score_tasks(run.learner, run.family, tasks, _device(run), advance)
     return Result(
         folder=run.folder,
         keys=flatten(OmegaConf.to_container(run.cfg)),
         scores=scores,
+        served=run.learner.served,
         metric=run.learner.algorithm.likelihood.metric,
         command=_command(run.folder),
         curve=read_curve(run.folder / "curves.csv"),
         made_by={k: v for k, v in run.metrics.items() if k.startswith("version/") or k == "git_commit"},
     )
+
+
+def _fit(run: Restored) -> None:
+    """Fit what is served anew: the run's own values are those of another posterior, or it has none."""
+    run.learner.to(_device(run)).eval()
+    run.family.to(_device(run))
+    validation = EvaluationBatches(run.family, "validation", run.cfg.validation_tasks)
+    run.learner.served = calibrate(run.learner, validation).hyper(run.learner)
 
 
 def _device(run: Restored) -> torch.device:
@@ -210,6 +223,7 @@ def _draw(
     for number, configuration in enumerate(configurations, 1):
         first = configuration.runs[0]
         run = open_run(first.folder, overrides)
+        run.learner.served = first.served
         title = f"{configuration.name}, seed {first.seed}"
         place = folder / f"tasks_{number}"
         files = pictures.draw_or_warn(run.learner, run.family, title, place, "the comparison goes on")

@@ -10,7 +10,7 @@ d_st vary less than the scores; d_s, their mean over tasks, is averaged over see
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan, sqrt
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from scipy.special import stdtrit
 
 from meta_exp.config.keys import Keys, is_identity, within
+from meta_exp.hyper import Hyper
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
 from meta_exp.runs.test_set import mean_and_half_width, summarize
@@ -63,6 +64,7 @@ class Result:
     command: str
     curve: dict[str, list[float]]
     made_by: dict[str, Any]
+    served: dict[str, Hyper] = field(default_factory=dict)  # the values that predictives were calibrated to
 
     @property
     def seed(self) -> int:

@@ -110,6 +110,10 @@ class Curvature(ABC):
         """Return what is learned beside theta: tau, in log space."""
         return in_log_space("prior_precision", self.prior_precision) if self.learned else {}
 
+    def free(self) -> dict[str, Learned]:
+        """Return what may be fitted after training to what is served: tau."""
+        return in_log_space("prior_precision", float(self.prior_precision))
+
     def tau(self, hyper: Hyper) -> Tensor:
         """Return the prior precision: that of ``hyper``, learned or tuned, or else the fixed one."""
         fixed = torch.tensor(self.prior_precision, dtype=torch.float64)

@@ -30,6 +30,7 @@ class Likelihood(ABC):
         closed_form: whether the predictive has a closed form where the outputs are Gaussian; else it takes draws.
         quadratic: whether -log p(y | f) is quadratic in f, so that one Newton step finds its modes.
         concave: whether log p(y | f) is concave in f, so that a few do.
+        curved: of the values that it learns or leaves free, those on which nll and its curvature depend.
     """
 
     targets: ClassVar[Targets]
@@ -37,6 +38,7 @@ class Likelihood(ABC):
     closed_form: ClassVar[bool] = False
     quadratic: ClassVar[bool] = False
     concave: ClassVar[bool] = True
+    curved: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def outputs_for(self, dimensions: int) -> int:
@@ -45,6 +47,10 @@ class Likelihood(ABC):
     def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: nothing."""
         return {}
+
+    def free(self) -> dict[str, Learned]:
+        """Return what may be fitted after training to what is served; here what is learned."""
+        return self.hyperparameters()
 
     def at(self, hyper: Hyper) -> Self:
         """Return this likelihood with the values that ``hyper`` holds; it has no hyper-parameter."""

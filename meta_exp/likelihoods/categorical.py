@@ -3,7 +3,7 @@ r"""Classification: y ~ Categorical(softmax f).
 nll = -sum_n log softmax(f_n)[y_n],    Lambda_n = diag(p) - p p^T
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Self
 
@@ -11,16 +11,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from meta_exp.config.checks import require
+from meta_exp.hyper import Hyper, Learned, in_log_space
 from meta_exp.likelihoods.base import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive
 
 
 @dataclass(frozen=True)
 class Categorical(Likelihood):
-    """Classification: outputs are C logits, targets are integers 0 .. C-1."""
+    """Classification: outputs are C logits, targets are integers 0 .. C-1.
+
+    ``temperature`` T > 0 multiplies the logits of predictions, and of nothing else.
+    """
+
+    temperature: float | Tensor = 1.0
 
     targets = "classes"
     metric = "accuracy"
+
+    def __post_init__(self) -> None:
+        """Refuse a temperature that is not positive."""
+        if not isinstance(self.temperature, Tensor):
+            require(self.temperature > 0, "likelihood.temperature", "a number > 0", self.temperature)
+
+    def free(self) -> dict[str, Learned]:
+        """Return what may be fitted after training to what is served: the temperature."""
+        return in_log_space("temperature", self.temperature)
+
+    def at(self, hyper: Hyper) -> Self:
+        """Return this likelihood with the temperature that ``hyper`` holds, if any."""
+        return replace(self, temperature=hyper["log_temperature"].exp()) if "log_temperature" in hyper else self
 
     def outputs_for(self, dimensions: int) -> int:
         """A logit for each class."""
@@ -60,7 +80,11 @@ class Categorical(Likelihood):
 
     def predictive(self, outputs: Tensor, covariance: Tensor) -> "CategoricalPredictive":
         """Return the mixture over S draws of logits [S, M, C], which carry their spread themselves."""
-        return CategoricalPredictive(outputs)
+        return CategoricalPredictive(_scaled(self.temperature, outputs))
+
+
+def _scaled(temperature: float | Tensor, logits: Tensor) -> Tensor:
+    return temperature.to(logits) * logits if isinstance(temperature, Tensor) else temperature * logits
 
 
 class CategoricalPredictive(ClassPredictive):

@@ -29,6 +29,7 @@ class Gaussian(Likelihood):
     metric = "mse"
     closed_form = True
     quadratic = True
+    curved = ("log_sigma_noise",)
 
     def __post_init__(self) -> None:
         """Refuse a noise that is not positive."""

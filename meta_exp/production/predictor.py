@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
-from meta_exp.adaptation import Meta, Noise, Params, adapt
+from meta_exp.adaptation import Noise, Params
 from meta_exp.config.checks import require
 from meta_exp.curvature import Posterior
 from meta_exp.likelihoods import Likelihood
@@ -39,7 +39,7 @@ from meta_exp.prediction import KINDS, Prediction
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import read_images
-from meta_exp.training.learner import EVALUATION, Learner
+from meta_exp.training.learner import EVALUATION, Adapted, Learner
 
 Array = Any  # a NumPy array or a tensor, whichever was given
 POINTS = 1000  # predicted at once, where points are independent; bounds the memory
@@ -163,17 +163,14 @@ class Predictor:
             inputs = self.inputs(x)
             targets, classes = self._labels(y) if self.classifies else (self._targets(y), None)
             require(len(inputs) == len(targets), "y", f"{len(inputs)} targets, one for each x", len(targets))
-            algorithm, support = self.learner.algorithm, Examples(inputs, targets)
             batch = Episode(*(Examples(inputs[None], targets[None]),) * 2)
             noise = tree_map_only(Tensor, lambda z: z[0], self.learner.path_noise(batch, (EVALUATION, 0)))
-            meta = self.learner.meta()._replace(noise=noise)
-            theta_i = adapt(algorithm, support, meta, int(steps))
-            finite = all(value.isfinite().all() for value in theta_i.values())
+            served = self.learner.adapt_task(Examples(inputs, targets), noise, int(steps))
+            finite = all(value.isfinite().all() for state in served.values() for value in state.params.values())
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
             require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
-            posterior = algorithm.posterior(theta_i, support, meta)
         flat = classes is None and np.ndim(y) == 1
-        return AdaptedTask(self, theta_i, posterior, meta, len(inputs), classes, flat)
+        return AdaptedTask(self, served, len(inputs), classes, flat)
 
     def inputs(self, x: Array) -> Tensor:
         """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
@@ -241,15 +238,11 @@ class AdaptedTask:
     classes, given that it is one of them.
 
     Attributes:
-        theta_i: the adapted parameters.
-        posterior: around them, or None.
         classes_: the class labels in ascending order, or None for regression.
     """
 
     predictor: Predictor
-    theta_i: Params
-    posterior: Posterior | None
-    meta: Meta
+    served: dict[str, Adapted]  # by predictive; each with the values that it was calibrated to
     points: int
     classes_: Array | None
     flat: bool  # y was given as [n]
@@ -279,25 +272,35 @@ class AdaptedTask:
         samples = self.predictor.learner.samples if samples is None else samples
         with self.predictor.turn, torch.no_grad():
             inputs = self.predictor.inputs(x)
-            drawn = kind == "sample" or (kind == "linearized" and not self.likelihood.closed_form)
+            drawn = kind == "sample" or (kind == "linearized" and not self._likelihood(kind).closed_form)
             noise = self._noise(samples, generator) if drawn else None
-            predictive = self.likelihood.predictive(*self._predict(kind, inputs, noise))
+            predictive = self._likelihood(kind).predictive(*self._predict(kind, inputs, noise))
         return self._regression(predictive, x) if self.classes_ is None else self._classification(predictive, x)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
         """Draw n networks from the posterior; one is LLAMA's rule for production."""
         self._check_posterior("sample", needed=True)
-        assert self.posterior is not None
+        at = self.served["sample"]
+        assert at.posterior is not None
         with self.predictor.turn, torch.no_grad():
             noise = self._noise(n, generator)
-            deltas = [self.posterior.sample(_draw(noise, s)) for s in range(n)]
-        drawn = [{name: self.theta_i[name] + value for name, value in delta.items()} for delta in deltas]
-        return [Network(self, self.theta_i | params) for params in drawn]
+            deltas = [at.posterior.sample(_draw(noise, s)) for s in range(n)]
+        drawn = [{name: at.params[name] + value for name, value in delta.items()} for delta in deltas]
+        return [Network(self, at.params | params) for params in drawn]
 
     @property
-    def likelihood(self) -> Likelihood:
-        """The likelihood of the task's targets, with what was learned for it."""
-        return self.predictor.learner.algorithm.likelihood.at(self.meta.hyper)
+    def theta_i(self) -> Params:
+        """The adapted parameters, of the predictive that is the default."""
+        return self.served[self.predictor.kinds[-1]].params
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """The posterior around them, or None."""
+        return self.served[self.predictor.kinds[-1]].posterior
+
+    def _likelihood(self, kind: str) -> Likelihood:
+        """The likelihood of the task's targets, with what was learned for it or fitted to ``kind``."""
+        return self.predictor.learner.algorithm.likelihood.at(self.served[kind].meta.hyper)
 
     def _check_posterior(self, key: str, needed: bool) -> None:
         remedy = 'give it one after the fact: meta_exp.load(run, ["curvature=last_layer"])'
@@ -308,15 +311,16 @@ class AdaptedTask:
         require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
         generator = generator or torch.Generator().manual_seed(0)
         algorithm = self.predictor.learner.algorithm
-        noise = algorithm.draws(generator, (int(samples),), self.meta.theta, self.points)
+        noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, self.points)
         return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
     def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
         """Predict within bounded memory: draw by draw where batch statistics couple the points, else in pieces."""
         algorithm = self.predictor.learner.algorithm
+        params, posterior, meta = self.served[kind]
 
         def predict(x: Tensor, noise: Noise | None) -> Prediction:
-            return algorithm.predict(kind, self.theta_i, x, self.meta, self.posterior, noise)
+            return algorithm.predict(kind, params, x, meta, posterior, noise)
 
         if not self.predictor.coupled:
             outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
@@ -350,7 +354,7 @@ class AdaptedTask:
 
     def _answer(self, outputs: Tensor, x: Array) -> Array:
         """Return the mean, or the probabilities, that one network's outputs give."""
-        predictive = self.likelihood.plug_in(outputs)
+        predictive = self._likelihood("sample").plug_in(outputs)
         if self.classes_ is not None:
             return _as_given(self._of_own_classes(predictive).probabilities, x)
         return self._regression(predictive, x).mean

@@ -18,7 +18,6 @@ from meta_exp import likelihoods
 from meta_exp.config.checks import require
 from meta_exp.config.schema import constructor, from_keys
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
-from meta_exp.runs.calibration import check_criterion
 from meta_exp.runs.names import run_name
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best
@@ -81,7 +80,6 @@ def build(cfg: DictConfig) -> Run:
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
-    check_criterion(cfg.tune_prior_precision, learner.algorithm)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
     interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
     loggers = [Guarded(constructor(part, f"logger.{name}")(), name) for name, part in (cfg.logger or {}).items()]

@@ -1,116 +1,217 @@
-r"""Tuning of the prior precision tau after training: one tau for all tasks, chosen on the validation tasks.
+r"""Calibration after training: what likelihood and posterior leave free, fitted to what is served.
 
-    linearized, sample    -log p(y | x, S_i, tau) of that predictive, on average over query points
-    marginal_likelihood   [ -log p(S_i | theta_i) + tau / 2 ||theta_i - theta||^2 + 1/2 log det(H_i / tau) ] / N
+    hyper_kind = argmin over sigma or temperature, and tau, of -log p_kind(y | x, S_i)
 
-theta and sigma stay as trained. The last is Laplace's -log marginal likelihood of the N support points alone, at
-theta_i as adapted, which a few inner steps do not bring to its mode. Accuracy and squared error cannot choose tau: they
-hardly depend on it.
+on average over the query points of the validation tasks, adapted by the evaluation's steps; theta stays as trained.
+sigma is learned from the error after the training's steps, and served after the evaluation's; tau is often no more than
+a guess. Each predictive has values of its own: the plain network takes the posterior's share of the error into sigma,
+the linearised predictive has tau for that. In log space, by SciPy's Nelder-Mead from the best point of a coarse grid.
+
+What of it changes predictions (tau, and sigma through the curvature) is fitted outside, and what only spreads them
+(the temperature; sigma, where no posterior is asked) inside, where a prediction is computed once for all values.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
+from typing import Any
 
+import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
+from scipy.optimize import minimize
 from torch import Tensor
 from torch.func import vmap
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils._pytree import tree_map
 
-from meta_exp.adaptation import Meta, Noise, adapt
-from meta_exp.algorithms import Algorithm
-from meta_exp.config.checks import require
+from meta_exp.adaptation import Meta, Noise, Params, adapt
+from meta_exp.hyper import Hyper
+from meta_exp.prediction import Prediction
 from meta_exp.tasks.episode import Episode
 from meta_exp.training.learner import EVALUATION, Learner
 
-CRITERIA = ("linearized", "sample", "marginal_likelihood")
-GRID = tuple(float(f"{10 ** (k / 3):.3g}") for k in range(-6, 22))  # 0.01 to 1e7, three to a decade
-AT_ONCE = 4  # values of tau whose predictive draws are in memory together
+FACTORS = {  # of the grid, times the value as trained
+    "log_prior_precision": (1e-4, 1e-2, 1.0, 1e2),
+    "log_sigma_noise": (1 / 9, 1 / 3, 1.0),
+}
+OTHER = (0.5, 1.0, 2.0)
+SHORT = {"sigma_noise": "sigma", "prior_precision": "tau"}
+CALIBRATION = "calibration.json"  # in a run's folder
+TOLERANCE = 1e-2  # in log space; a hundredth of it in nats
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """A tuned ``prior_precision``, and what it was tuned on."""
+class Calibration:
+    """Fitted values by predictive and name, the NLL per point that they give, and as trained, on validation tasks."""
 
-    prior_precision: float
-    criterion: str
-    trained_with: float
+    values: dict[str, dict[str, float]]
+    nll: dict[str, float]
+    nll_raw: dict[str, float]
     validation_tasks: int
     inner_steps: int
-    grid: list[float]
-    scores: list[float]
 
-    @property
-    def at_edge(self) -> bool:
-        """Whether the best value is the least or the greatest of the grid."""
-        return self.prior_precision in (self.grid[0], self.grid[-1])
+    def describe(self) -> str:
+        """Return the NLLs and values in words."""
+        return "; ".join(self._words(kind) for kind in self.values)
 
+    def _words(self, kind: str) -> str:
+        fitted = "".join(f", {SHORT.get(name, name)} {value:.4g}" for name, value in self.values[kind].items())
+        return f"{kind} NLL {self.nll_raw[kind]:.4g} -> {self.nll[kind]:.4g}{fitted}"
 
-def check_criterion(criterion: str | None, algorithm: Algorithm) -> None:
-    """Raise ValueError for a criterion that is unknown, or that has no curvature to tune."""
-    if criterion is None:
-        return
-    key = "tune_prior_precision"
-    require(criterion in CRITERIA, key, f"null or one of {', '.join(CRITERIA)}", criterion)
-    remedy = "choose curvature=ggn, kfac, diagonal or last_layer"
-    require(algorithm.curvature is not None, f"{key}={criterion}", "a curvature", "curvature=none", remedy)
-
-
-def tune(learner: Learner, batches: Iterable[Episode], criterion: str) -> Tuning:
-    """Return the value of ``GRID`` with the lowest criterion over the tasks of ``batches``; changes nothing.
-
-    Tasks are taken one by one, each with the posterior draws that its place in the validation set gives it.
-    """
-    check_criterion(criterion, learner.algorithm)
-    assert learner.algorithm.curvature is not None
-    meta = learner.meta()
-    trained_with = float(learner.algorithm.curvature.tau(meta.hyper))
-    grid = torch.tensor(GRID, dtype=torch.float64, device=learner.device)
-    score = partial(criterion_of, learner.algorithm, criterion, learner.evaluation_steps)
-    scores = []
-    tasks = [tree_map(lambda v, i=i: v[i : i + 1], batch) for batch in batches for i in range(len(batch.query.y))]
-    for i, episode in enumerate(track(tasks, "Tuning tau", console=Console(stderr=True), transient=True)):
-        episode = tree_map(lambda v: v.to(learner.device), episode)
-        drawn = episode, learner.draws(episode, seed=i), learner.path_noise(episode, (EVALUATION, i))
-        one, draws, noise = tree_map_only(Tensor, lambda v: v[0], drawn)
-        over_taus = vmap(partial(score, meta._replace(noise=noise), one, draws), chunk_size=AT_ONCE)
-        with torch.no_grad():
-            scores.append(over_taus(grid))
-    mean = torch.stack(scores).mean(0)
-    mean = torch.where(mean.isnan(), torch.inf, mean)
-    return Tuning(
-        GRID[int(mean.argmin())],
-        criterion,
-        trained_with,
-        len(tasks),
-        learner.evaluation_steps,
-        list(GRID),
-        mean.tolist(),
-    )
+    def hyper(self, learner: Learner) -> dict[str, Hyper]:
+        """Return the values as functions of the method take them."""
+        free = learner.algorithm.free()
+        found: dict[str, Hyper] = {}
+        for kind, values in self.values.items():
+            by_name = {entry.name: key for key, entry in free.items()}
+            found[kind] = {by_name[n]: torch.tensor(v, dtype=torch.float64).log() for n, v in values.items()}
+        return found
 
 
-def criterion_of(
-    algorithm: Algorithm,
-    criterion: str,
-    steps: int,
-    meta: Meta,
-    episode: Episode,
-    draws: Noise,
-    tau: Tensor,
-) -> Tensor:
-    """Return the criterion of one task at one tau, a scalar in nats per point."""
-    assert algorithm.curvature is not None
-    meta = meta._replace(hyper=meta.hyper | {"log_prior_precision": tau.log()})
-    likelihood = algorithm.likelihood.at(meta.hyper)
-    support, query = episode
-    theta_i = adapt(algorithm, support, meta, steps)
-    posterior = algorithm.posterior(theta_i, support, meta)
-    assert posterior is not None
-    if criterion == "marginal_likelihood":
-        nll = algorithm.nll(theta_i, support, meta).double()
-        prior = algorithm.curvature.prior_term(theta_i, meta.theta, meta.hyper).double()
-        return (nll + prior + posterior.log_det_ratio() / 2) / len(support.y)
-    prediction = algorithm.predict(criterion, theta_i, query.x, meta, posterior, draws)
-    return -likelihood.predictive(*prediction).log_prob(query.y).double().mean()
+@dataclass(frozen=True)
+class _Batch:
+    """Validation tasks that have adapted."""
+
+    params: Params
+    episodes: Episode
+    draws: Noise
+    noise: Noise
+
+
+@torch.no_grad()
+def calibrate(learner: Learner, batches: Iterable[Episode]) -> Calibration:
+    """Fit what is free to the tasks of ``batches``, for each predictive of ``learner``; changes nothing."""
+    algorithm, meta = learner.algorithm, learner.meta()
+    free = algorithm.free()
+    closed = algorithm.likelihood.closed_form
+    drawn = any(kind == "sample" or (kind == "linearized" and not closed) for kind in learner.predictives)
+    held: list[_Batch] = []
+    for k, episodes in enumerate(batches):
+        episodes = tree_map(lambda value: value.to(learner.device), episodes)
+        noise = learner.path_noise(episodes, (EVALUATION, k))
+        draws = learner.draws(episodes, k) if drawn else None
+        held.append(_Batch(_adapt(learner, meta, episodes, noise), episodes, draws, noise))
+    if not drawn:  # all tasks at once: there are a hundred evaluations, and draws alone would fill the memory
+        held = [_joined(held)]
+    values: dict[str, dict[str, float]] = {}
+    nll, raw = {}, {}
+    for kind in learner.predictives:
+        outer, inner = _split(learner, kind)
+
+        def predictions(hyper: Hyper, kind: str = kind) -> list[Prediction]:
+            at = meta._replace(hyper=meta.hyper | hyper)
+            return [_predict(learner, kind, at, batch) for batch in held]
+
+        def score(found: Sequence[Prediction], hyper: Hyper) -> float:
+            return _mean_nll(learner, meta.hyper | hyper, found, held)
+
+        start = {name: float(free[name].start if name not in meta.hyper else meta.hyper[name]) for name in free}
+        best, nll[kind], raw[kind] = _fit(outer, inner, start, predictions, score)
+        values[kind] = {free[name].name: float(np.exp(value)) for name, value in best.items()}
+    return Calibration(values, nll, raw, sum(len(b.episodes.query.y) for b in held), learner.evaluation_steps)
+
+
+def _joined(batches: Sequence[_Batch]) -> _Batch:
+    parts = [(batch.params, batch.episodes, batch.noise) for batch in batches]
+    params, episodes, noise = tree_map(lambda *v: None if v[0] is None else torch.cat(v), *parts)
+    return _Batch(params, episodes, None, noise)
+
+
+def _split(learner: Learner, kind: str) -> tuple[list[str], list[str]]:
+    """Return the free values that change predictions of ``kind``, and those that only spread them."""
+    algorithm = learner.algorithm
+    of_likelihood, of_curvature = algorithm.likelihood.free(), algorithm.curvature.free() if algorithm.curvature else {}
+    if kind == "map" and not algorithm.follows_hyper:
+        return [], list(of_likelihood)
+    bent = [name for name in of_likelihood if name in algorithm.likelihood.curved]
+    return [*bent, *of_curvature], [name for name in of_likelihood if name not in bent]
+
+
+def _fit(
+    outer: Sequence[str],
+    inner: Sequence[str],
+    start: Mapping[str, float],
+    predictions: Callable[[Hyper], Any],
+    score: Callable[[Any, Hyper], float],
+) -> tuple[dict[str, float], float, float]:
+    """Return the best values in log space, their score, and that of ``start``."""
+
+    def spread(found: Any, at: Mapping[str, float]) -> tuple[dict[str, float], float]:
+        """Fit the inner values to predictions that are there already."""
+
+        def cost(point: Sequence[float]) -> float:
+            return score(found, _tensors(dict(at) | dict(zip(inner, point, strict=True))))
+
+        if not inner:
+            return {}, cost(())
+        point, value = _minimum(cost, inner, [start[name] for name in inner])
+        return dict(zip(inner, point, strict=True)), value
+
+    def at(point: Sequence[float]) -> tuple[dict[str, float], float]:
+        values = dict(zip(outer, point, strict=True))
+        inside, value = spread(predictions(_tensors(values)), values)
+        return values | inside, value
+
+    raw = score(predictions(_tensors({name: start[name] for name in outer})), _tensors(start))
+    if not outer:
+        best, value = at(())
+    else:
+        point, _ = _minimum(lambda point: at(point)[1], outer, [start[name] for name in outer])
+        best, value = at(point)
+    return (best, value, raw) if value < raw else ({n: start[n] for n in [*outer, *inner]}, raw, raw)
+
+
+def _minimum(
+    cost: Callable[[Sequence[float]], float], names: Sequence[str], start: Sequence[float]
+) -> tuple[list[float], float]:
+    """Minimise over a coarse grid around ``start``, and from its best point by Nelder-Mead."""
+
+    def safe(point: Sequence[float]) -> float:
+        value = cost(point)
+        return value if value == value else float("inf")
+
+    steps = [np.log(FACTORS.get(name, OTHER)) for name in names]
+    grid = [[s + step for s, step in zip(start, place, strict=True)] for place in product(*steps)]
+    best = min(grid, key=safe)
+    options = {"xatol": TOLERANCE, "fatol": TOLERANCE / 100, "maxfev": 40 * len(names)}
+    simplex = [best, *([b + 0.5 * (i == j) for j, b in enumerate(best)] for i in range(len(best)))]
+    found = minimize(safe, best, method="Nelder-Mead", options=options | {"initial_simplex": simplex})
+    return [float(value) for value in found.x], float(found.fun)
+
+
+def _tensors(values: Mapping[str, float]) -> Hyper:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+
+
+def _adapt(learner: Learner, meta: Meta, episodes: Episode, noise: Noise) -> Params:
+    def one(episode: Episode, noise: Noise) -> Params:
+        return adapt(learner.algorithm, episode.support, meta._replace(noise=noise), learner.evaluation_steps)
+
+    in_dims = (0, None if noise is None else 0)
+    return vmap(one, in_dims, chunk_size=learner.gradient.at_once)(episodes, noise)
+
+
+def _predict(learner: Learner, kind: str, meta: Meta, batch: _Batch) -> Prediction:
+    """Predict the queries of a batch of tasks with the hyper-parameters of ``meta``."""
+    algorithm = learner.algorithm
+    params = _adapt(learner, meta, batch.episodes, batch.noise) if algorithm.steps_by_hyper else batch.params
+    draws = None if kind == "map" else batch.draws
+
+    def one(params: Params, episode: Episode, draws: Noise, noise: Noise) -> Prediction:
+        here = meta._replace(noise=noise)
+        asked = kind != "map" or algorithm.follows_hyper
+        posterior = algorithm.posterior(params, episode.support, here) if asked else None
+        return algorithm.predict(kind, params, episode.query.x, here, posterior, draws)
+
+    in_dims = (0, 0, None if draws is None else 0, None if batch.noise is None else 0)
+    chunk = learner.gradient.at_once
+    return vmap(one, in_dims, chunk_size=chunk)(params, batch.episodes, draws, batch.noise)
+
+
+def _mean_nll(learner: Learner, hyper: Hyper, found: Sequence[Prediction], held: Sequence[_Batch]) -> float:
+    likelihood = learner.algorithm.likelihood.at(hyper)
+
+    def one(prediction: Prediction, y: Tensor) -> Tensor:
+        return -likelihood.predictive(*prediction).log_prob(y).double().mean()
+
+    each = [vmap(one)(prediction, batch.episodes.query.y) for prediction, batch in zip(found, held, strict=True)]
+    return float(torch.cat(each).mean())

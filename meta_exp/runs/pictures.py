@@ -81,15 +81,18 @@ def _view(learner: Learner, episode: Episode, draws: Noise, noise: Noise, classe
     for k, params in enumerate(path(algorithm, episode.support, meta, steps)):
         if k in (0, 1, steps) and not classes:
             along[k] = _mean(likelihood.predictive(*algorithm.predict("map", params, x, meta)))
-    posterior = algorithm.posterior(params, episode.support, meta)
+    served = learner.adapt_task(episode.support, noise, steps)
 
     def predicted(kind: str) -> Predictive:
-        return likelihood.predictive(*algorithm.predict(kind, params, x, meta, posterior, draws))
+        params, posterior, meta = served[kind]
+        here = algorithm.likelihood.at(meta.hyper)
+        return here.predictive(*algorithm.predict(kind, params, x, meta, posterior, draws))
 
-    certain = posterior is None
+    certain = "sample" not in served
     networks = None
     if not classes and not certain:
-        outputs = algorithm.predict("sample", params, x, meta, posterior, draws).outputs
+        at = served["sample"]
+        outputs = algorithm.predict("sample", at.params, x, at.meta, at.posterior, draws).outputs
         networks = np.stack([_mean(likelihood.plug_in(one)) for one in outputs])
     return View(
         _array(support_x),

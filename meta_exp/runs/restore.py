@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build_learner
+from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
-from meta_exp.runs.train import TUNED, Metrics
+from meta_exp.runs.train import Metrics
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
 
@@ -55,7 +57,11 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "samples",
     "chunk_size",
     "test_tasks",
+    "calibrate",
+    "validation_tasks",
 )
+TUNED = "prior_precision.json"  # of a run of an earlier version
+REFITTED = ("curvature", "likelihood", "calibrate")
 GROUPS = (*MODULES, *NEVER_BUILT, "experiment")
 LEARNED = {"likelihood.sigma_noise", "curvature.prior_precision"}  # unless their group's ``learned`` is false
 
@@ -74,7 +80,8 @@ class Restored:
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
     """Restore the finished run in ``folder``; its data is not read, and no random generator is touched.
 
-    A tau that was tuned after training is that of its posteriors, unless an override is about the curvature.
+    What was calibrated after training is served, unless an override is about what was fitted: another curvature or
+    likelihood, or ``calibrate``.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
@@ -91,8 +98,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
     except (TypeError, OmegaConfBaseException, HydraException) as error:
         raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {one_line(error)}") from error
     _fill(learner, state, folder / "best.ckpt")
-    if not any(within(override.lstrip("+").partition("=")[0], ["curvature"]) for override in overrides):
-        _take_tuned(learner, folder)
+    if not refits(overrides):
+        _take_calibration(learner, folder)
     return Restored(folder, cfg, family, learner.eval(), metrics)
 
 
@@ -188,7 +195,9 @@ def _set(cfg: DictConfig, override: Override) -> None:
     key, value = override.key_or_group, override.value()
     known = [".".join(path) for path, _ in _walk(OmegaConf.to_container(cfg, resolve=False), ())]
     remedy = "".join(f"did you mean {near}?" for near in get_close_matches(key, known, 1))
-    require(override.is_add() or key in known, key, "a key of the run's config", "an unknown one", remedy)
+    require(
+        override.is_add() or key in (*known, "calibrate"), key, "a key of the run's config", "an unknown one", remedy
+    )
     remedy = "use evaluation_steps" if key == "algorithm.inner_steps" else ""
     require(within(key, OVERRIDABLE), key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
     if key == "dataset.ways":
@@ -234,14 +243,27 @@ def _fill(learner: Learner, state: dict[str, Tensor], file: Path) -> None:
     learner.load_state_dict({name: state[name] for name in wanted})
 
 
-def _take_tuned(learner: Learner, folder: Path) -> None:
-    """Take the tau that was tuned after training, where it was."""
-    file = folder / TUNED
-    if not file.is_file():
-        return
-    try:
-        tau = json.loads(file.read_text())["prior_precision"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: expected a tuned prior_precision, got {one_line(error)}") from error
-    require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
-    learner.set_prior_precision(tau)
+def refits(overrides: Sequence[str]) -> bool:
+    """Whether ``overrides`` are about what calibration has fitted."""
+    return any(within(override.lstrip("+").partition("=")[0], REFITTED) for override in overrides)
+
+
+def _take_calibration(learner: Learner, folder: Path) -> None:
+    """Take what was fitted after training; of a run of an earlier version its tuned tau, for all predictives."""
+    file = folder / CALIBRATION
+    if file.is_file():
+        try:
+            found = Calibration(**json.loads(file.read_text()))
+            finite = all(0 < float(v) < inf for values in found.values.values() for v in values.values())
+            served = found.hyper(learner) if finite else {}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: expected the values of a calibration, got {one_line(error)}") from error
+        require(finite, str(file), "values > 0", "others")
+        learner.served = served
+    if (file := folder / TUNED).is_file():
+        try:
+            tau = json.loads(file.read_text())["prior_precision"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: expected a tuned prior_precision, got {one_line(error)}") from error
+        require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
+        learner.set_prior_precision(tau)

@@ -54,8 +54,8 @@ def summarize(scores: Scores) -> dict[str, Any]:
     for name, values in scores.each.items():
         summary[f"test/{name}"], summary[f"test/{name}_ci95"] = mean_and_half_width(defined(name, values))
     for name, sums in scores.pooled.items():
-        if name.endswith("/reliability"):
-            summary[f"test/{name.removesuffix('reliability')}ece"] = expected_calibration_error(sums)
+        if "/reliability" in name:
+            summary[f"test/{name.replace('reliability', 'ece')}"] = expected_calibration_error(sums)
     return summary
 
 

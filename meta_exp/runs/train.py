@@ -2,7 +2,7 @@
 
 config.yaml    the resolved config          best.ckpt, last.ckpt    by validation loss, and the last step
 train.log      what happened                plots/                  pictures of new tasks, if its family has some
-curves.csv     validation scores by step    prior_precision.json    a tau tuned after training, and on what
+curves.csv     validation scores by step    calibration.json        what was fitted after training
 history.jsonl  all that was logged          overrides.yaml          the command's
 .lock          held by the process that writes here
 metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
@@ -28,7 +28,7 @@ from meta_exp.algorithms import LLAMA
 from meta_exp.files import write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
-from meta_exp.runs.calibration import tune
+from meta_exp.runs.calibration import CALIBRATION, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.saved import snapshot
@@ -37,7 +37,6 @@ from meta_exp.training.allocator import keep_freed_memory
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
-TUNED = "prior_precision.json"
 
 
 def train(cfg: DictConfig) -> float:
@@ -120,13 +119,13 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         return run.best.score
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
-    if cfg.tune_prior_precision:
-        tuning = tune(learner, run.stream.val_dataloader(), cfg.tune_prior_precision)
-        write_json(folder / TUNED, asdict(tuning))
-        learner.set_prior_precision(tuning.prior_precision)
-        log.info("tau tuned on validation tasks: %g (trained with %g)", tuning.prior_precision, tuning.trained_with)
-        if tuning.at_edge:
-            log.warning("tau = %g lies at the edge of the values tried", tuning.prior_precision)
+    fitted = {}
+    if cfg.calibrate:
+        calibration = calibrate(learner, run.stream.val_dataloader())
+        write_json(folder / CALIBRATION, asdict(calibration))
+        learner.served = calibration.hyper(learner)
+        fitted = {f"calibration/{kind}/{n}": v for kind, found in calibration.values.items() for n, v in found.items()}
+        log.info("calibrated on %d validation tasks: %s", calibration.validation_tasks, calibration.describe())
     scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
     metrics = {
@@ -141,6 +140,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         **scores,
         **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
+        **fitted,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": run.progress.training_s,
         "time/compile_s": learner.gradient.compile_s,

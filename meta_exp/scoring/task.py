@@ -3,14 +3,16 @@
 The NLL is that of the averaged predictive (log of the mean over draws), never the mean of the draws' NLLs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from meta_exp.adaptation import Meta, Noise, path
+from meta_exp.adaptation import Meta, Noise, adapt, path
 from meta_exp.algorithms import Algorithm
+from meta_exp.hyper import Hyper
+from meta_exp.likelihoods.predictive import Predictive
 from meta_exp.scoring import metrics
 from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.foreign import Foreign, beyond_support
@@ -32,10 +34,13 @@ def evaluate(
     *,
     steps: int,
     predictives: Sequence[str],
+    served: Mapping[str, Hyper] | None = None,
 ) -> Scores:
     """Adapt one task by ``steps`` steps and score its query set.
 
-    Classes need ``foreign`` images for the AUROC of telling them from the task's own; without them it is left out.
+    ``served`` holds the values that a predictive was calibrated to, in place of those of ``meta``; its scores as
+    trained are then there too, with ``_raw`` behind their names. Classes need ``foreign`` images for the AUROC of
+    telling them from the task's own; without them it is left out.
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
@@ -62,16 +67,32 @@ def evaluate(
         each["log_det"] = posterior.log_det_ratio().to(each["loss"].dtype)
         each["log_det_floor"] = floor.to(each["loss"].dtype)
         each |= posterior.diagnostics()
+
+    def predictive_of(kind: str, here: Meta) -> Callable[[Tensor], Predictive]:
+        """Return what predicts at x with the values of ``here``."""
+        end, around = params, posterior
+        if here is not meta:
+            end = adapt(algorithm, support, here, steps) if algorithm.steps_by_hyper else params
+            around = algorithm.posterior(end, support, here)
+        given = algorithm.likelihood.at(here.hyper)
+        return lambda x: given.predictive(*algorithm.predict(kind, end, x, here, around, draws))
+
     pooled: dict[str, Tensor] = {}
     for kind in predictives:
-        predictive = likelihood.predictive(*algorithm.predict(kind, params, query.x, meta, posterior, draws))
+        here = meta
+        if served and kind in served:
+            raw = predictive_of(kind, meta)(query.x)
+            each |= {f"{kind}/{name}_raw": value for name, value in raw.scores(query.y).items()}
+            pooled |= {f"{kind}/{name}_raw": value for name, value in raw.histograms(query.y).items()}
+            here = meta._replace(hyper=meta.hyper | served[kind])
+        predict = predictive_of(kind, here)
+        predictive = predict(query.x)
         scores, histograms = predictive.scores(query.y), predictive.histograms(query.y)
         doubt = predictive.uncertainty()
         if likelihood.targets != "classes":
             scores["auroc"] = metrics.auroc(doubt, beyond_support(episode))
         elif foreign is not None:
-            other = likelihood.predictive(*algorithm.predict(kind, params, foreign.x, meta, posterior, draws))
-            detection = metrics.foreign_detection(doubt, other.uncertainty(), foreign.foreign)
+            detection = metrics.foreign_detection(doubt, predict(foreign.x).uncertainty(), foreign.foreign)
             scores["auroc"], histograms["entropy"] = detection
         each |= {f"{kind}/{name}": value for name, value in scores.items()}
         pooled |= {f"{kind}/{name}": value for name, value in histograms.items()}

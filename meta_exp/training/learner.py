@@ -7,7 +7,7 @@ clipping, accumulation and data-parallel reduction work as they do for any Light
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +16,29 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from meta_exp.adaptation import Meta, Noise, Params
+from meta_exp.adaptation import Meta, Noise, Params, adapt
 from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import require
+from meta_exp.curvature import Posterior
 from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores, evaluate
-from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.foreign import Foreign
 from meta_exp.training.meta_gradient import MetaGradient
 
 log = logging.getLogger(__name__)
 COLLAPSE = 0.01  # of the log det, above its floor
 TRAINING, EVALUATION = 0, 1  # in the keys of noise
+
+
+class Adapted(NamedTuple):
+    """A task as one predictive sees it: theta_i, the posterior around it, and the values that it is served with."""
+
+    params: Params
+    posterior: Posterior | None
+    meta: Meta
 
 
 class Learner(LightningModule):
@@ -79,6 +88,7 @@ class Learner(LightningModule):
         self.learned = algorithm.hyperparameters()
         self.hyper = nn.ParameterDict({_key(name): entry.start for name, entry in self.learned.items()})
         self._tuned: Hyper = {}
+        self.served: dict[str, Hyper] = {}
         self._collapsed = False
         self._scores: list[dict[str, Tensor]] = []
 
@@ -157,11 +167,24 @@ class Learner(LightningModule):
     ) -> Scores:
         """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
-        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives)
+        served = {kind: self.served[kind] for kind in predictives if kind in self.served}
+        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
         in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
         return vmap(score, in_dims, chunk_size=self.gradient.at_once)(meta, episodes, draws, foreign)
+
+    def adapt_task(self, support: Examples, noise: Noise, steps: int) -> dict[str, Adapted]:
+        """Adapt to one task, and return what each predictive that the algorithm offers goes by."""
+        algorithm, meta = self.algorithm, self.meta()._replace(noise=noise)
+        params = adapt(algorithm, support, meta, steps)
+        trained = Adapted(params, algorithm.posterior(params, support, meta), meta)
+        found = dict.fromkeys(algorithm.predictives, trained)
+        for kind in found.keys() & self.served.keys():
+            here = meta._replace(hyper=meta.hyper | self.served[kind])
+            end = adapt(algorithm, support, here, steps) if algorithm.steps_by_hyper else params
+            found[kind] = Adapted(end, algorithm.posterior(end, support, here), here)
+        return found
 
     def draws(self, episodes: Episode, seed: int) -> Noise:
         """Draw the noise of ``samples`` predictive draws for each of T tasks, [T, samples, ...], or None."""
@@ -191,7 +214,7 @@ class Learner(LightningModule):
 
     def on_fit_start(self) -> None:
         """Forget a tuned tau, and make the meta-gradient ready for the run."""
-        self._tuned = {}
+        self._tuned, self.served = {}, {}
         self.gradient.prepare(self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

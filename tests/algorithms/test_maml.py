@@ -105,5 +105,7 @@ def test_refusals(key, value):
 def test_refuses_a_learned_tau():
     """MAML's objective holds no tau; the remedy is named."""
     model = mlp()
-    with pytest.raises(ValueError, match=r"curvature\.learned=true: expected algorithm=llama.*tune_prior_precision"):
+    with pytest.raises(
+        ValueError, match=r"curvature\.learned=true: expected algorithm=llama.*tau is fitted after training"
+    ):
         MAML(model=model, likelihood=Gaussian(), inner_lr=0.1, curvature=GGN(model, (2,), learned=True))

@@ -57,7 +57,7 @@ def test_predictions_are_those_of_the_learner(sinusoid_run, sinusoid):
     found = sinusoid.adapt(*support).predict(query[0], kind="map")
     expected = learner.algorithm.network(theta_i, episodes.query.x[0]).detach()
     np.testing.assert_allclose(found.mean, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.variance, float(meta.hyper["log_sigma_noise"].exp() ** 2), rtol=1e-5)
+    np.testing.assert_allclose(found.variance, float(learner.served["map"]["log_sigma_noise"].exp() ** 2), rtol=1e-5)
 
 
 @pytest.mark.parametrize(
