@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from types import FrameType
 
 from meta_exp.config.checks import one_line
+from meta_exp.terminal import PlainFormatter, plain
 
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
@@ -30,6 +31,8 @@ def run(command: Callable[[], None]) -> None:
     # under "uv run" Ray would have its workers write their runs into a copy of the working folder
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
+    if logging.lastResort:  # prints warnings where nobody has set up a log
+        logging.lastResort.setFormatter(PlainFormatter())
     signal.signal(signal.SIGTERM, _terminate)
     done = threading.Event()
     atexit.register(lambda: end_at_once() if done.is_set() else None)  # registered first, it is called last
@@ -41,7 +44,7 @@ def run(command: Callable[[], None]) -> None:
     except Exception as error:
         if traceback_wanted or not _expected(error):
             raise
-        sys.exit(f"error: {reason(error)}")
+        sys.exit(f"error: {plain(reason(error))}")
 
 
 @contextmanager
