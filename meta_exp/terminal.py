@@ -12,6 +12,11 @@ def plain(words: object) -> str:
     return "".join(letter if letter.isprintable() else _escape(letter) for letter in str(words))
 
 
+def plain_lines(words: str) -> str:
+    """Return ``words`` as ``plain`` does, but for the ends of lines."""
+    return "\n".join(plain(line.expandtabs()) for line in words.split("\n"))
+
+
 def cell(words: object) -> str:
     """Return ``words`` as ``plain`` does, for a table of rich: markup in them is text."""
     from rich.markup import escape
@@ -24,7 +29,7 @@ class PlainFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return what is written of ``record``."""
-        return "\n".join(plain(line.expandtabs()) for line in super().format(record).split("\n"))
+        return plain_lines(super().format(record))
 
 
 def _escape(letter: str) -> str:

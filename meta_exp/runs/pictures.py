@@ -21,6 +21,7 @@ from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, P
 from meta_exp.tasks import Episode
 from meta_exp.tasks.picture import Band, Pictured, Values, View
 from meta_exp.tasks.stream import TaskFamily
+from meta_exp.terminal import plain
 from meta_exp.training.learner import EVALUATION, Learner
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def draw(learner: Learner, family: TaskFamily, title: str, folder: Path) -> list
     picture = family.picture
     with matplotlib.style.context(STYLE), torch.no_grad():
         figure = picture.draw(views(learner, picture.tasks(), classes=family.classes))
-        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+        figure.suptitle(plain(title), fontsize=10, x=0.01, ha="left")
         make_folder(folder)
         return save(figure, folder / picture.name)
 

@@ -143,7 +143,7 @@ def _place_data(cfg: DictConfig) -> None:
         cfg.dataset.download = False
     if "root" in cfg.dataset:
         saved = Path(str(cfg.dataset.root))
-        near = not saved.is_absolute() and not {"..", "~"} & set(saved.parts)
+        near = not saved.is_absolute() and ".." not in saved.parts and not str(saved).startswith("~")
         cfg.dataset.root = os.environ.get("META_EXP_DATA") or (str(saved) if near else "data")
 
 
