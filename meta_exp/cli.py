@@ -10,13 +10,16 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
 
 from meta_exp.config.checks import one_line
+from meta_exp.terminal import PlainFormatter, plain, plain_lines
 
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
@@ -30,6 +33,7 @@ def run(command: Callable[[], None]) -> None:
     # under "uv run" Ray would have its workers write their runs into a copy of the working folder
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
+    _speak_plainly()
     signal.signal(signal.SIGTERM, _terminate)
     done = threading.Event()
     atexit.register(lambda: end_at_once() if done.is_set() else None)  # registered first, it is called last
@@ -41,7 +45,7 @@ def run(command: Callable[[], None]) -> None:
     except Exception as error:
         if traceback_wanted or not _expected(error):
             raise
-        sys.exit(f"error: {reason(error)}")
+        sys.exit(f"error: {plain(reason(error))}")
 
 
 @contextmanager
@@ -59,6 +63,22 @@ def quick_imports() -> Iterator[None]:
             gc.freeze()
             atexit.register(gc.unfreeze)  # Triton complains of what is left at the interpreter's end
         gc.enable()
+
+
+def _speak_plainly() -> None:
+    """Let warnings, errors that nobody expected and what is logged without a log reach the terminal as plain words."""
+
+    def format_warning(*arguments: Any, **options: Any) -> str:
+        return plain_lines(formatted(*arguments, **options))
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        sys.stderr.write(plain_lines("".join(traceback.format_exception(kind, error, trace))))
+
+    formatted = warnings.formatwarning
+    warnings.formatwarning = format_warning
+    sys.excepthook = hook
+    if logging.lastResort:
+        logging.lastResort.setFormatter(PlainFormatter())
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

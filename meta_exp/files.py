@@ -1,12 +1,29 @@
-"""Files that are either whole or absent, whenever the process or the machine dies."""
+"""Files that are either whole or absent, whenever the process or the machine dies, and in nobody else's place.
 
+A folder may come from a stranger, with links where files are to be written. So a file is written under a new name that
+cannot be guessed, and then put in place of what bears its own: a link is replaced, not followed. A folder that is a
+link is refused. Only a pipe or a device that a person names as the output is written into.
+"""
+
+import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+from meta_exp.config.checks import require
+from meta_exp.terminal import plain
+
+TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+NUMBER = re.compile(r"[+-]?[\d.]+([eE][+-]?\d+)?", re.ASCII)
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # by which a spreadsheet takes a cell for one, and runs it
 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
@@ -21,13 +38,69 @@ def write_whole(file: Path, text: str) -> None:
         stream.write(text)
 
 
+def write_rows(stream: Any, rows: Iterable[Sequence[Any]]) -> None:
+    """Write ``rows`` as CSV into an open file; text that a spreadsheet would run gets an apostrophe in front.
+
+    Text is ``plain``: in one line, control characters escaped.
+    """
+    csv.writer(stream, lineterminator="\n").writerows(map(_defused, row) for row in rows)
+
+
 @contextmanager
 def replacing(file: Path, mode: str = "w") -> Iterator[Any]:
-    """Open a file beside ``file`` for writing, as text or bytes; at the end flush it to the disk and rename it."""
-    part = file.with_name(f"{file.name}.part")
-    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    with part.open(mode, **text) as stream:  # type: ignore[call-overload]
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)
+    """Open a new file beside ``file`` for writing, as text or bytes; at the end flush it to the disk and rename it."""
+    part = file.with_name(f".{secrets.token_hex(8)}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with os.fdopen(os.open(part, flags, 0o666), mode, **({} if "b" in mode else TEXT)) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(part)):  # name the file that was meant
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[Any]:
+    """Open for text what a person named: ``-`` is the standard output, a pipe or a device is written, not replaced."""
+    if str(file) == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+    elif is_stream(file):
+        with file.open("w", **TEXT) as stream:
+            yield stream
+    else:
+        with replacing(file) as stream:
+            yield stream
+
+
+def is_stream(file: Path) -> bool:
+    """Whether ``file`` stands for something that is written into: the standard output, a pipe, a device."""
+    if str(file) == "-" or file.absolute().parts[1:2] in (("dev",), ("proc",)):  # links, among others to such
+        return True
+    return os.path.lexists(file) and not any(kind(file.lstat().st_mode) for kind in (stat.S_ISREG, stat.S_ISLNK))
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` where there is none; raises ValueError for a link to one, by which files would land elsewhere."""
+    require(not folder.is_symlink(), str(folder), "a folder to write into", "a link", "remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write in ``folder``."""
+    for part in folder.glob(".????????????????.part"):
+        part.unlink()
+
+
+def _defused(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    words = str(value)
+    formula = words.startswith(FORMULA) and not NUMBER.fullmatch(words)
+    return f"'{plain(words)}" if formula else plain(words)

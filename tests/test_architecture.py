@@ -12,7 +12,7 @@ import commands
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "meta_exp"
-BASE = ["config.checks", "config.keys", "files"]
+BASE = ["config.checks", "config.keys", "files", "terminal"]
 TASKS_AND_MODELS = ["tasks", "models"]
 METHOD = ["hyper", "likelihoods", "adaptation", "curvature", "prediction", "algorithms", "scoring"]
 STOREYS = [BASE, TASKS_AND_MODELS, METHOD, ["training"], ["runs"], ["comparison", "production"]]

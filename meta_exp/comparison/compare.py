@@ -4,17 +4,14 @@ Writes ``results.csv`` (a row a run), ``report.html`` and ``pictures/`` into the
 working folder.
 """
 
-import csv
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -31,11 +28,14 @@ from meta_exp.comparison.results import (
 )
 from meta_exp.config.checks import require
 from meta_exp.config.keys import flatten
+from meta_exp.files import make_folder, replacing, write_rows
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, open_run, refits
+from meta_exp.runs.saved import read_overrides
 from meta_exp.runs.test_set import score_tasks
+from meta_exp.terminal import cell, plain
 from meta_exp.training.data import EvaluationBatches
 from meta_exp.training.learning_curve import read_curve
 from meta_exp.training.precision import set_precision
@@ -68,13 +68,14 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = ()) -> int:
         width = Console(width=WIDEST).measure(shown).maximum
         Console(width=max(console.width, width)).print(shown, crop=False)
     for folder, reason in unfinished.items():
-        console.print(f"left out: {folder}: {reason}", markup=False, highlight=False, soft_wrap=True)
+        console.print(plain(f"left out: {folder}: {reason}"), markup=False, highlight=False, soft_wrap=True)
     out = folders[0] if len(folders) == 1 else Path()
     write_csv(out / "results.csv", results)
     drawn = charts.charts(configurations)
     drawings = _draw(configurations, overrides, drawn, out / "pictures")
     report.write(out / "report.html", configurations, pairs, drawn, drawings, unfinished, overrides, provenance())
-    console.print(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}", soft_wrap=True)
+    written = plain(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}")
+    console.print(written, markup=False, soft_wrap=True)
     return 1 if unfinished else 0
 
 
@@ -108,7 +109,8 @@ def _evaluate(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Resu
         bar.disable = not console.is_terminal
         for number, folder in enumerate(runs, 1):
             if not console.is_terminal:
-                console.print(f"run {number} of {len(runs)}: {folder}", markup=False, highlight=False, soft_wrap=True)
+                words = plain(f"run {number} of {len(runs)}: {folder}")
+                console.print(words, markup=False, highlight=False, soft_wrap=True)
             try:
                 run = open_run(folder, overrides)
                 task = bar.add_task(f"run {number} of {len(runs)}", total=run.cfg.test_tasks)
@@ -155,13 +157,11 @@ def _device(run: Restored) -> torch.device:
 
 def _command(folder: Path) -> str:
     """Return the command that made the run, from the overrides it kept, or an empty string."""
-    file = folder / "overrides.yaml"
-    file = file if file.exists() else folder / ".hydra" / "overrides.yaml"  # of a run that Hydra kept them for
     try:
-        overrides = yaml.safe_load(file.read_text()) if file.exists() else None
-    except (yaml.YAMLError, UnicodeDecodeError):
+        overrides = read_overrides(folder)
+    except ValueError:
         return ""
-    return shlex.join(["uv", "run", "train.py", *map(str, overrides)]) if isinstance(overrides, list) else ""
+    return shlex.join(["uv", "run", "train.py", *overrides]) if overrides else ""
 
 
 def table(configurations: Sequence[Configuration]) -> Table:
@@ -172,10 +172,10 @@ def table(configurations: Sequence[Configuration]) -> Table:
     title = f"{tasks} test tasks; mean ± half width of the 95 % interval"
     out = Table(title=title, title_justify="left", show_lines=True)
     for title in [*(heading(key) for key in first.label), "predictive", *(TITLES[s] for s in scores), "± over"]:
-        out.add_column(escape(title))
+        out.add_column(cell(title))
     for c in configurations:
         cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.predictives) for s in scores]
-        labels = [escape(str(value)) for value in c.label.values()]
+        labels = [cell(value) for value in c.label.values()]
         over = c.estimate("loss")
         out.add_row(*labels, "\n".join(c.predictives), *cells, over.over if over else "")
     return out
@@ -193,7 +193,7 @@ def difference_table(pairs: Sequence[Difference]) -> Table:
         text = [f"[bold]{d}[/bold]" if d and abs(d.mean) > d.half else str(d or "") for d in cells]
         over = next(d.over for d in pair.scores.values() if d.over)
         names = f"{pair.of.name} - {pair.to.name}", f"{pair.predictives[0]} - {pair.predictives[1]}"
-        out.add_row(*map(escape, names), *text, over)
+        out.add_row(*map(cell, names), *text, over)
     return out
 
 
@@ -202,12 +202,12 @@ def write_csv(file: Path, results: Sequence[Result]) -> None:
     keys = dict.fromkeys(["seed", *differing_keys([result.keys for result in results])])
     summaries = [result.summary for result in results]
     scores = dict.fromkeys(name for summary in summaries for name in summary)
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["run", *keys, *scores])
-        for result, summary in zip(results, summaries, strict=True):
-            own = [result.keys.get(key, "") for key in keys]
-            writer.writerow([result.folder, *own, *(summary.get(name, "") for name in scores)])
+    rows = [["run", *keys, *scores]]
+    for result, summary in zip(results, summaries, strict=True):
+        own = [result.keys.get(key, "") for key in keys]
+        rows.append([str(result.folder), *own, *(summary.get(name, "") for name in scores)])
+    with replacing(file) as stream:
+        write_rows(stream, rows)
 
 
 def _draw(
@@ -217,7 +217,7 @@ def _draw(
 
     A family that has no picture, or one that fails, is left out.
     """
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     plots.draw_charts(drawn, folder)
     drawings: dict[str, Path] = {}
     for number, configuration in enumerate(configurations, 1):

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from meta_exp.comparison.charts import Chart, Curve
 from meta_exp.runs.pictures import STYLE, save
+from meta_exp.terminal import plain
 
 DASHES = ("-", "--", "-.", ":")  # with the markers they tell curves apart without colour
 MARKERS = "os^Dv<>PX"
@@ -34,7 +35,7 @@ def draw_chart(chart: Chart) -> Figure:
         _draw_line(ax, curve, chart.steps)
     if chart.log_x:
         ax.set_xscale("log")
-    ax.set(title=chart.title, ylabel=chart.y_label)
+    ax.set(title=plain(chart.title), ylabel=chart.y_label)
     if chart.curves:
         figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=1 + (len(chart.curves) > 6))
     for j, bars in enumerate(chart.bars):
@@ -50,6 +51,6 @@ def _draw_line(ax: Axes, curve: Curve, steps: bool) -> None:
     dash = "--" if curve.dashed else "-" if steps else DASHES[curve.group % len(DASHES)]
     marker = "" if steps or len(curve.x) > 40 else MARKERS[curve.group % len(MARKERS)]
     color, drawstyle = f"C{curve.group}", "steps-mid" if steps else "default"
-    ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=curve.name, drawstyle=drawstyle)
+    ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=plain(curve.name), drawstyle=drawstyle)
     if curve.low and curve.high:
         ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, lw=0)

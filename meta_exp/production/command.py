@@ -6,21 +6,20 @@ support has a sub-folder a class, named for it, the query is a folder of images;
 they are read.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from meta_exp.config.checks import require
-from meta_exp.files import replacing
+from meta_exp.files import is_stream, write_rows, writing
 from meta_exp.production.predictor import Classification, Predictor, Regression, load
 from meta_exp.production.table import read_columns
 from meta_exp.tasks.images.files import list_classes, list_images
+from meta_exp.terminal import cell
 
 SHOWN = 10  # rows of the table that is printed
 
@@ -42,7 +41,7 @@ def answer(
     kind: str | None = None,
     output: str = "predictions.csv",
 ) -> None:
-    """Adapt the run to ``support``, predict at ``query`` and write ``output``, whole or not at all.
+    """Adapt the run to ``support``, predict at ``query`` and write ``output``, whole or not at all; ``-`` is stdout.
 
     Raises:
         ValueError: the run, a file or a setting does not fit.
@@ -57,7 +56,8 @@ def answer(
     answers = read(learner, Path(support).expanduser(), Path(query).expanduser(), kind)
     file = Path(output).expanduser()
     write_csv(file, answers)
-    show(answers, f"{kind or learner.kinds[-1]} predictions, written to {file}")
+    console = Console(stderr=is_stream(file))  # what follows in a pipe gets the rows alone
+    show(answers, f"{kind or learner.kinds[-1]} predictions, written to {file}", console)
 
 
 def answer_table(learner: Predictor, support: Path, query: Path, kind: str | None) -> Answers:
@@ -100,23 +100,21 @@ def answer_images(learner: Predictor, support: Path, query: Path, kind: str | No
 
 
 def write_csv(file: Path, answers: Answers) -> None:
-    """Write ``answers`` so that ``file`` is whole or as it was."""
-    with replacing(file) as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(answers.names)
-        writer.writerows(answers.rows)
+    """Write ``answers`` so that ``file`` is whole or as it was; a pipe, a device and ``-`` are written into."""
+    with writing(file) as stream:
+        write_rows(stream, [answers.names, *answers.rows])
 
 
-def show(answers: Answers, title: str) -> None:
+def show(answers: Answers, title: str, console: Console) -> None:
     """Print the first rows."""
-    table = Table(title=f"{len(answers.rows)} {title}")
+    table = Table(title=f"{len(answers.rows)} {cell(title)}")
     for name in answers.names[: answers.printed]:
-        table.add_column(escape(name), justify="right")
+        table.add_column(cell(name), justify="right")
     for row in answers.rows[:SHOWN]:
-        table.add_row(*map(escape, row[: answers.printed]))
+        table.add_row(*map(cell, row[: answers.printed]))
     if len(answers.rows) > SHOWN:
         table.add_row(*["..."] * answers.printed)
-    Console().print(table)
+    console.print(table)
 
 
 def _figure(value: float) -> str:

@@ -4,14 +4,18 @@ The same command again continues: a finished run is skipped, one with ``last.ckp
 anew. A folder whose run was begun with another config is refused, with the keys that differ.
 """
 
+import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from meta_exp.config.keys import MAY_CHANGE, flatten, within
+from meta_exp.files import remove_parts
 from meta_exp.runs.saved import read_config
 
 SHOWN = 5  # differing keys
@@ -19,6 +23,18 @@ SHOWN = 5  # differing keys
 
 class Refused(ValueError):
     """The folder belongs to another process or another config; nothing in it was touched."""
+
+
+class LogFile(logging.FileHandler):
+    """Appends to ``train.log``, but to no link that the folder brings: it goes on in a file of its own."""
+
+    def _open(self) -> Any:
+        file = Path(self.baseFilename)
+        if os.path.lexists(file) and (file.is_symlink() or not file.is_file() or file.stat().st_nlink > 1):
+            lines = file.read_bytes() if file.is_file() and not file.is_symlink() else b""
+            file.unlink()
+            file.write_bytes(lines)
+        return super()._open()
 
 
 @contextmanager
@@ -35,6 +51,7 @@ def only_writer(folder: Path) -> Iterator[None]:
         message = f"{folder}: expected no other process at this run, got one; wait for it, or choose another folder"
         raise Refused(message) from None
     try:
+        remove_parts(folder)
         yield
     finally:
         lock.release()

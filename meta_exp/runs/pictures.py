@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map, tree_map_only
 
 from meta_exp.adaptation import Noise, path
+from meta_exp.files import make_folder, replacing
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.tasks import Episode
 from meta_exp.tasks.picture import Band, Pictured, Values, View
 from meta_exp.tasks.stream import TaskFamily
+from meta_exp.terminal import plain
 from meta_exp.training.learner import EVALUATION, Learner
 
 if TYPE_CHECKING:
@@ -48,8 +50,8 @@ def draw(learner: Learner, family: TaskFamily, title: str, folder: Path) -> list
     picture = family.picture
     with matplotlib.style.context(STYLE), torch.no_grad():
         figure = picture.draw(views(learner, picture.tasks(), classes=family.classes))
-        figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-        folder.mkdir(parents=True, exist_ok=True)
+        figure.suptitle(plain(title), fontsize=10, x=0.01, ha="left")
+        make_folder(folder)
         return save(figure, folder / picture.name)
 
 
@@ -57,7 +59,8 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     """Save ``figure`` as PNG and SVG under the name ``stem``, and return the files."""
     files = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
     for file in files:
-        figure.savefig(file)
+        with replacing(file, "wb") as stream:
+            figure.savefig(stream, format=file.suffix[1:])
     return files
 
 

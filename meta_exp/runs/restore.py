@@ -2,11 +2,13 @@
 
 A run's folder may come from a stranger, and neither of its files can run code. A checkpoint is loaded as weights only.
 A saved config is data: in each group it may name classes of that group's modules, nothing else; it holds no
-interpolation; and trainer, loggers and callbacks are never built from it.
+interpolation; and trainer, loggers and callbacks are never built from it. Nor does it say where to look: nothing is
+fetched, and data is read where META_EXP_DATA or an override says, or below the working folder.
 """
 
 import inspect
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -29,7 +31,12 @@ from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build_learner
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
+<<<<<<< HEAD
 from meta_exp.runs.train import Metrics
+=======
+from meta_exp.runs.train import TUNED, Metrics
+from meta_exp.runs.weights import read_weights
+>>>>>>> h7
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
 
@@ -90,7 +97,7 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
     folder = Path(folder)
     cfg = load_config(folder, overrides)
     metrics = _load_metrics(folder)
-    state = _load_state(folder / "best.ckpt")
+    state = read_weights(folder / "best.ckpt")
     try:
         family = constructor(cfg.dataset, "dataset")()
         with torch.random.fork_rng(devices=[]):
@@ -121,6 +128,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg]
     require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
     _refuse_unsafe(cfg, file)
+    _place_data(cfg)
     _apply(cfg, overrides)
     _refuse_unsafe(cfg, file)
     return cfg
@@ -136,6 +144,18 @@ def _refuse_unsafe(cfg: DictConfig, file: Path) -> None:
             require(False, where, "no key that steers Hydra", repr(value))
         elif isinstance(value, str):
             require("${" not in value, where, "a plain value", repr(value))
+
+
+def _place_data(cfg: DictConfig) -> None:
+    """Forget where a stranger's run had its data, and that it was to be fetched; ``data`` stands in for a far place."""
+    if not OmegaConf.is_dict(cfg.dataset):
+        return
+    if "download" in cfg.dataset:
+        cfg.dataset.download = False
+    if "root" in cfg.dataset:
+        saved = Path(str(cfg.dataset.root))
+        near = not saved.is_absolute() and ".." not in saved.parts and not str(saved).startswith("~")
+        cfg.dataset.root = os.environ.get("META_EXP_DATA") or (str(saved) if near else "data")
 
 
 def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -218,19 +238,6 @@ def _load_metrics(folder: Path) -> Metrics:
         raise ValueError(f"{file}: expected the metrics of a run, got {one_line(error)}") from error
     require(isinstance(metrics, dict), str(file), "the metrics of a run", type(metrics).__name__)
     return metrics
-
-
-def _load_state(file: Path) -> dict[str, Tensor]:
-    """Return the weights of a Lightning checkpoint, by name."""
-    require(file.is_file(), str(file), "the run's best checkpoint", "no such file", "train the run again")
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
-        whole = all(isinstance(value, Tensor) for value in state.values())
-    except Exception as error:  # a damaged archive can provoke anything; what matters is which file
-        reason = one_line(error).partition(" Do it only")[0][:300]
-        raise ValueError(f"{file}: expected a checkpoint of tensors and plain values, got {reason}") from error
-    require(whole, str(file), "a checkpoint whose state_dict holds tensors", "other values")
-    return state
 
 
 def _fill(learner: Learner, state: dict[str, Tensor], file: Path) -> None:

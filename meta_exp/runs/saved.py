@@ -4,16 +4,18 @@ It names classes by their modules. A config that an earlier version wrote is rea
 run is restored, goes on and is compared as any other: whoever reads a saved config reads it here.
 """
 
+import io
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from meta_exp.config.checks import one_line, require
 
 FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
+LARGEST, DEEPEST = 2**20, 50  # bytes and levels of a config
 RENAMED = {  # what earlier versions named, and what it is called today
     "meta_exp.checkpoints.Best": "meta_exp.training.checkpoints.Best",
     "meta_exp.checkpoints.Last": "meta_exp.training.checkpoints.Last",
@@ -39,14 +41,44 @@ def read_config(file: Path) -> DictConfig:
         ValueError: the file is not a config.
         OSError: the file cannot be read.
     """
-    try:
-        # OmegaConf's loader is a safe one, which constructs plain values only; aliases could grow without bound
-        aliases = any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(file.read_text(), yaml.SafeLoader))
-        cfg = OmegaConf.load(file)
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ValueError(f"{file}: expected a run's config, got {one_line(error)}") from error
-    require(isinstance(cfg, DictConfig) and not aliases, str(file), "a run's config", "aliases or another structure")
+    cfg = _load(file, "a run's config")
+    require(isinstance(cfg, DictConfig), str(file), "a run's config", "another structure")
     return OmegaConf.create(_renamed(OmegaConf.to_container(cfg, resolve=False)))
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """Return the overrides that a run keeps of its command, none where it has no list of them.
+
+    Raises:
+        ValueError: their file is no plain YAML.
+        OSError: the file cannot be read.
+    """
+    files = [folder / "overrides.yaml", folder / ".hydra" / "overrides.yaml"]  # the latter of a run that Hydra kept
+    file = next((file for file in files if file.is_file()), None)
+    found = _load(file, "the overrides of a run") if file else None
+    words: Any = OmegaConf.to_container(found) if isinstance(found, ListConfig) else []
+    return list(map(str, words))
+
+
+def _load(file: Path, expected: str) -> DictConfig | ListConfig:
+    """Load a YAML file that may come from a stranger, as plain values; raises ValueError for any other.
+
+    OmegaConf's loader constructs nothing else. Aliases, which could grow without bound, are refused, and so are files
+    larger or deeper than a config is.
+    """
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+        require(len(data) <= LARGEST, str(file), expected, f"more than {LARGEST} bytes")
+        depth = deepest = 0
+        for event in yaml.parse(data, yaml.SafeLoader):
+            require(not isinstance(event, yaml.AliasEvent), str(file), expected, "aliases")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            deepest = max(deepest, depth)
+            require(deepest <= DEEPEST, str(file), expected, f"more than {DEEPEST} levels")
+        return OmegaConf.load(io.BytesIO(data))
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException, RecursionError) as error:
+        raise ValueError(f"{file}: expected {expected}, got {one_line(error)}") from error
 
 
 def _renamed(node: Any) -> Any:

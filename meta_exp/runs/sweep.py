@@ -38,6 +38,7 @@ from meta_exp import cli
 from meta_exp.config.checks import one_line
 from meta_exp.files import write_json
 from meta_exp.runs import names  # noqa: F401 - a worker that unpickles the callback needs the names of folders
+from meta_exp.terminal import cell, plain
 
 POLL_S = 1.0
 LINE_S = 60.0  # at most between two lines while jobs run
@@ -191,12 +192,12 @@ def count_jobs(config: DictConfig) -> int | None:
 def _say_failed(error: Exception) -> None:
     """Say what the report died of, in one line; where that too is impossible, nothing."""
     with suppress(Exception):
-        print(f"sweep: the report failed ({one_line(error)}); the runs' folders have all", file=sys.stderr, flush=True)
+        reason = plain(one_line(error))
+        print(f"sweep: the report failed ({reason}); the runs' folders have all", file=sys.stderr, flush=True)
 
 
 def _print_table(jobs: list[Job]) -> None:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table("run", "state", "validation loss", "test", "training, s", title_justify="left")
@@ -209,7 +210,7 @@ def _print_table(jobs: list[Job]) -> None:
         state = "interrupted" if job["state"] == "running" else job["state"]
         loss, seconds = metrics.get("validation/loss"), metrics.get("time/train_s")
         cells = [folder.name, state, "" if loss is None else f"{loss:.4g}", test]
-        table.add_row(*map(escape, cells), "" if seconds is None else f"{seconds:.0f}")
+        table.add_row(*map(cell, cells), "" if seconds is None else f"{seconds:.0f}")
     console = Console()
     width = Console(width=1000).measure(table).maximum
     Console(width=max(console.width, width)).print(table, crop=False)

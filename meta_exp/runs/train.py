@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from meta_exp import terminal
 from meta_exp.algorithms import LLAMA
 from meta_exp.files import write_json, write_whole
 from meta_exp.runs import pictures
@@ -162,7 +163,7 @@ def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
     def cell(name: str) -> str:
         return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}"
 
-    title = (
+    title = terminal.cell(
         f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} test tasks"
     )
     table = Table("predictive", metric, "NLL per point", title=title, title_justify="left")

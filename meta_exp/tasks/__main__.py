@@ -1,15 +1,14 @@
 """Prepare and verify a data set: python -m meta_exp.tasks omniglot [ROOT] [--download]."""
 
-import logging
 import os
 from argparse import ArgumentParser
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from meta_exp import cli
 from meta_exp.tasks import MiniImagenet, Omniglot
+from meta_exp.terminal import plain
 
 DATA_SETS = {"omniglot": Omniglot, "mini_imagenet": MiniImagenet}
 
@@ -22,7 +21,6 @@ def main() -> None:
     parser.add_argument("root", nargs="?", default=root, help="its folder; META_EXP_DATA, or else data")
     parser.add_argument("--download", action="store_true", help="fetch it with learn2learn where it is missing")
     arguments = parser.parse_args()
-    logging.basicConfig(format="%(message)s")
     family = DATA_SETS[arguments.data_set](arguments.root, download=arguments.download)
     store = family.store
     store.verify()
@@ -35,7 +33,8 @@ def main() -> None:
     table.add_row("all", f"{classes}", f"{classes * images}")
     console = Console()
     console.print(table)
-    console.print(f"verified, content {store.content}: {store.file or Path('in memory only')}", soft_wrap=True)
+    place = plain(store.file or "in memory only")
+    console.print(f"verified, content {store.content}: {place}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import commands
 import pytest
+from omegaconf import OmegaConf
 
 from meta_exp.comparison import compare as comparison
 
@@ -92,3 +93,51 @@ def test_runs_with_other_numbers_of_test_tasks_are_not_mixed(sweep):
     file.write_text(file.read_text().replace("test_tasks: 25", "test_tasks: 20"))
     with pytest.raises(ValueError, match=r"test_tasks: expected the same number for all runs, got \[20, 25\]; add"):
         comparison.compare([sweep])
+
+
+def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_path):
+    """Links and pipes in the place of every file that is written, folders that are links; names that type and clear."""
+    stranger = shutil.copytree(sweep / "maml_0", tmp_path / "stranger")
+    victim = tmp_path / "elsewhere"
+    victim.mkdir()
+    (victim / "start_file").write_text("mine")
+    for name in ("report.html", ".report.html.part", "results.csv.part", "pictures.part"):
+        (stranger / name).symlink_to(victim / "start_file")
+    (stranger / "results.csv").symlink_to(victim / "new")
+    (stranger / "pictures").mkdir()
+    (stranger / "pictures" / "learning.png").symlink_to(victim / "start_file")
+    (stranger / "pictures" / "learning.svg").hardlink_to(victim / "start_file")
+    (stranger / "pictures" / "tasks_1").symlink_to(victim)
+    keys = {"=cmd|calc!A1": "=1+1", "zz\x1b[2J": "\x1b]0;owned\x07"}
+    config = OmegaConf.load(stranger / "config.yaml")
+    config.choices.algorithm = "=HYPERLINK(1)\x1b[2J"
+    config.choices.update(keys)
+    OmegaConf.save(config, stranger / "config.yaml")
+    overrides = "- &a [x, x]\n- [*a, *a]\n"
+    (stranger / "overrides.yaml").write_text(overrides)
+    other = shutil.copytree(sweep / "maml_1", stranger.with_name("other\x1b[2J"))
+    result = commands.run("evaluate.py", tmp_path, stranger, "test_tasks=4")
+    assert "Traceback" not in result.stderr, result.stderr
+    (stranger / "pictures" / "tasks_1").unlink()
+    both = tmp_path / "both"
+    both.mkdir()
+    stranger.rename(both / "stranger")
+    other.rename(both / other.name)
+    (both / "broken\x1b[31m").mkdir()
+    (both / "broken\x1b[31m" / "train.log").touch()
+    (both / "pictures").symlink_to(victim)
+    for _ in range(2):
+        result = commands.run("evaluate.py", tmp_path, "both", "test_tasks=4")
+        assert "Traceback" not in result.stderr, result.stderr
+        shown = result.stdout + result.stderr
+        assert "\x1b" not in shown
+        if (both / "pictures").is_symlink():
+            (both / "pictures").unlink()
+    assert result.returncode == 1  # one is broken
+    assert [path.name for path in victim.iterdir()] == ["start_file"]
+    assert (victim / "start_file").read_text() == "mine"
+    with (both / "results.csv").open(newline="") as stream:
+        cells = [cell for row in csv.reader(stream) for cell in row]
+    assert "'=1+1" in cells
+    assert "'=HYPERLINK(1)\\x1b[2J" in cells
+    assert not any(cell.startswith(("=", "@")) for cell in cells)

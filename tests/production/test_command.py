@@ -1,6 +1,8 @@
 """evaluate.py on files of a new task, as its user types it: CSV files, folders of drawings, scans; and their errors."""
 
 import csv
+import os
+import stat
 import sys
 from pathlib import Path
 
@@ -110,9 +112,37 @@ def test_writing_is_whole_or_not_at_all(tmp_path, monkeypatch):
     file = tmp_path / "predictions.csv"
     file.write_text("before")
     broken = new_task.Answers(["a"], [["1"], None], 1)  # type: ignore[list-item]
-    with pytest.raises(csv.Error):
+    with pytest.raises(TypeError):
         new_task.write_csv(file, broken)
     assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_output_to_pipes_devices_and_stdout(sinusoid_run, tmp_path):
+    """They are written into and stay what they are; the table that people read goes to stderr then."""
+    (tmp_path / "seen.csv").write_text("x,y\n-1,0.5\n1,2\n")
+    (tmp_path / "ask.csv").write_text("x\n-0.5\n")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "hidden")
+    (tmp_path / "link.csv").symlink_to("hidden")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for output in ("-", "/dev/stdout", "/dev/null", "pipe", "link.csv"):
+        arguments = ["support=seen.csv", "query=ask.csv", f"output={output}"]
+        result = commands.run("evaluate.py", tmp_path, sinusoid_run, *arguments)
+        assert result.returncode == 0, result.stderr
+        written = result.stdout
+        if output == "pipe":
+            written = os.read(reader, 10_000).decode()
+        if output == "link.csv":
+            written = (tmp_path / output).read_text()
+        if output != "/dev/null":
+            assert written.startswith("x,mean,std,lower_95,upper_95\n-0.5,"), output
+            assert ("predictions, written to" in result.stderr) == (output != "link.csv")
+    os.close(reader)
+    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
+    assert stat.S_ISREG((tmp_path / "link.csv").lstat().st_mode), "the link was replaced, not followed"
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
+    assert Path("/dev/stdout").is_symlink()
 
 
 def test_help_is_prompt_and_useful(tmp_path):

@@ -146,6 +146,10 @@ BAD_CONFIGS = {
     "format: 1": "expected a run's config, got no dataset, model",
     "\x00": "special characters",
     "format: 1\na: &a [1]\nb: *a": "aliases",
+    "format: 1\nd: &a [&b [x, x], *b]": "aliases",
+    "a: " + "[" * 60 + "]" * 60: "more than 50 levels",
+    "a: " + "[" * 100_000: "more than 50 levels",
+    "a: " + "x" * 2**20: "more than 1048576 bytes",
     "a: !!python/object/apply:os.system [touch hacked]": "could not determine a constructor for the tag",
 }
 
@@ -207,6 +211,31 @@ def test_a_hostile_checkpoint_runs_nothing(copy, monkeypatch):
         with pytest.raises(ValueError, match=r"best\.ckpt: expected a checkpoint of tensors and plain values"):
             open_run(copy)
     assert not (copy / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("saved", "variable", "override", "root"),
+    [
+        ("/etc", "", "", "data"),
+        ("~/.ssh", "", "", "data"),
+        ("~root/.ssh", "", "", "data"),
+        ("../secret", "", "", "data"),
+        ("a/../../secret", "", "", "data"),
+        ("mine/sets", "", "", "mine/sets"),
+        ("/etc", "/data/sets", "", "/data/sets"),
+        ("mine/sets", "/data/sets", "", "/data/sets"),
+        ("/etc", "/data/sets", "/elsewhere", "/elsewhere"),
+    ],
+)
+def test_a_saved_config_neither_fetches_nor_says_where_to_read(
+    character_run, tmp_path, monkeypatch, saved, variable, override, root
+):
+    folder = Path(shutil.copytree(character_run, tmp_path / "copy"))
+    edit(folder, lambda cfg: cfg.dataset.update(root=saved, download=True))
+    monkeypatch.setenv("META_EXP_DATA", variable)
+    family = open_run(folder, [f"dataset.root={override}"] if override else []).family
+    assert (family.root, family.download) == (root, False)
+    assert open_run(folder, ["dataset.download=true"]).family.download
 
 
 def test_everything_in_conf_may_be_named():

@@ -8,6 +8,7 @@ ever run; and they are converted one after another, class by class, which takes 
 
 import _codecs
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -242,8 +243,8 @@ def read_pickle(file: Path) -> Any:
         ) from error
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Admits by name what numpy's arrays are made of, and nothing else."""
+class _PlainUnpickler(pickle._Unpickler):
+    """Admits by name what numpy's arrays are made of, and nothing else; in Python, whose memo a file cannot blow up."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what ``module.name`` stands for, or refuse it."""
@@ -257,6 +258,66 @@ class _PlainUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("one that refers to something outside of it")
 
 
+class _Dtype:
+    """Stands in for ``numpy.dtype``, which a crooked state would make crash: numbers and truth values only."""
+
+    def __init__(self, name: Any, align: Any = False, copy: Any = True) -> None:
+        self.name, self.state = name, (3, "|")
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def numpy(self) -> np.dtype:
+        """Return what it stands for."""
+        plain = isinstance(self.name, str) and re.fullmatch(r"b1|[iu][1248]|f[248]", self.name)
+        if not plain or self.state[1] not in ("<", ">", "|", "=") or any(self.state[2:5]):
+            raise pickle.UnpicklingError(f"an array of dtype {str(self.name)[:20]}")
+        return np.dtype(self.name).newbyteorder(self.state[1])
+
+
+class _Array(np.ndarray):
+    """Stands in for ``numpy.ndarray`` until its state is checked: as many bytes as its shape and dtype say."""
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, content = state
+        whole: Any = (1, _shape(shape), _checked(dtype), bool(fortran), bytes(_bytes(content)))
+        super().__setstate__(whole)
+
+
+def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
+    return _Array((0,), np.uint8)
+
+
+def _scalar(dtype: Any, content: Any) -> Any:
+    return np.frombuffer(_bytes(content), _checked(dtype), 1)[0]
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    found = np.frombuffer(_bytes(content), _checked(dtype))
+    return found.reshape(_shape(shape), order="F" if order == "F" else "C")
+
+
+def _checked(dtype: Any) -> np.dtype:
+    if not isinstance(dtype, _Dtype):
+        raise pickle.UnpicklingError("an array without a dtype")
+    return dtype.numpy()
+
+
+def _shape(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple) or not all(type(length) is int and length >= 0 for length in shape):
+        raise pickle.UnpicklingError("an array of an odd shape")
+    return shape
+
+
+def _bytes(content: Any) -> bytes:
+    """Return what an array is made of, which is not copied: it may be large."""
+    if isinstance(content, str):  # of Python 2
+        return content.encode("latin1")
+    if not isinstance(content, bytes | bytearray):
+        raise pickle.UnpicklingError("an array of no bytes")
+    return content  # type: ignore[return-value]
+
+
 def _encode(text: str, encoding: str) -> bytes:
     """Stand in for ``_codecs.encode``, by which Python 2 and old protocols write bytes."""
     if encoding != "latin1":
@@ -264,16 +325,12 @@ def _encode(text: str, encoding: str) -> bytes:
     return _codecs.latin_1_encode(text)[0]
 
 
-# numpy's own names for what its arrays pickle as: of an array, of a number, and of an array in protocol 5
-_ARRAY = np.empty(0).__reduce__()[0]
-_NUMBER = np.uint8(0).__reduce__()[0]
-_BUFFER = np.empty(1).__reduce_ex__(5)[0]
 _ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): _ARRAY,
-    ("numpy.core.multiarray", "scalar"): _NUMBER,
-    ("numpy.core.numeric", "_frombuffer"): _BUFFER,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy", "ndarray"): "numpy.ndarray",  # named by arrays; never called
+    ("numpy", "dtype"): _Dtype,
     ("_codecs", "encode"): _encode,
     ("collections", "OrderedDict"): OrderedDict,
 }

@@ -28,6 +28,7 @@ from meta_exp.tasks.images.source import Pixels, Source, draft_folder, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
 DRAWINGS, SOURCE_SIDE, SIDE = 20, 105, 28
+LARGEST = 2**16  # bytes of a drawing's file, which has some hundreds
 SPLITS = {"train": 1100, "validation": 100, "test": 423}  # characters
 LAKE_SPLITS = {"train": 864, "validation": 100}  # of the background set; the evaluation set is for test
 ALPHABETS = {  # characters of each alphabet
@@ -253,31 +254,41 @@ def convert(part: Path, drawings: list[str]) -> Iterator[Pixels]:
 
     Raises ValueError for a drawing that cannot be read, or that is not one of 105 x 105 pixels of one bit.
     """
-    with _reader(part) as read:
+    with _reader(part, drawings) as read:
         for start in range(0, len(drawings), DRAWINGS):
             names = drawings[start : start + DRAWINGS]
             yield np.stack([_shrink(read, part, name) for name in names])[..., None]
 
 
 def _shrink(read: Callable[[str], bytes], part: Path, name: str) -> Pixels:
+    expected = f"{SOURCE_SIDE} x {SOURCE_SIDE} pixels of one bit in {name}"
     try:
-        image = Image.open(io.BytesIO(read(name)))
-        image.load()
+        image = Image.open(io.BytesIO(read(name)), formats=["PNG"])
+        got = f"{image.width} x {image.height} of mode {image.mode}"
+        if fits := image.size == (SOURCE_SIDE, SOURCE_SIDE) and image.mode == "1":  # else it is not even decoded
+            image.load()
     except Exception as error:  # file, zip and PNG have errors of their own; what matters is which drawing
         raise ValueError(f"{part}: expected a drawing in {name}, got {error}; fetch it again") from error
-    expected = f"{SOURCE_SIDE} x {SOURCE_SIDE} pixels of one bit in {name}"
-    got = f"{image.width} x {image.height} of mode {image.mode}"
-    require(image.size == (SOURCE_SIDE, SOURCE_SIDE) and image.mode == "1", str(part), expected, got, "fetch it again")
+    require(fits, str(part), expected, got, "fetch it again")
     return 255 - np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS))
 
 
 @contextmanager
-def _reader(part: Path) -> Iterator[Callable[[str], bytes]]:
+def _reader(part: Path, drawings: list[str]) -> Iterator[Callable[[str], bytes]]:
+    """Give what reads a drawing; raises ValueError for one larger than a drawing is, before any is read."""
     if part.is_dir():
+        sizes = {name: (part.parent / name).stat().st_size for name in drawings}
+        _check_sizes(part, sizes)
         yield lambda name: (part.parent / name).read_bytes()
     else:
         with _open_zip(part) as archive:
+            _check_sizes(part, {name: archive.getinfo(name).file_size for name in drawings})
             yield archive.read
+
+
+def _check_sizes(part: Path, sizes: dict[str, int]) -> None:
+    large = [f"{name} ({size} bytes)" for name, size in sizes.items() if size > LARGEST]
+    require(not large, str(part), f"drawings of at most {LARGEST} bytes", shorten(large), "fetch it again")
 
 
 def _open_zip(part: Path) -> zipfile.ZipFile:

@@ -34,6 +34,7 @@ from meta_exp.tasks.images.source import Pixels, Source, shorten
 FORMAT = 1  # raise it with any change of the layout, or of how a source is converted
 SAMPLE = 40 * 2**20  # bytes of pixels that an opening checks
 ALIGNMENT = 4096  # of the pixels within the file
+LONGEST_HEADER = 2**24  # bytes; that of Omniglot has some 100 000
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,8 @@ def open_store(source: Source) -> ImageStore:
                 pass
             except ValueError as error:
                 log.warning("Rebuilding the data cache: %s", error)
-            stream = stack.enter_context(draft.open("wb"))
+            draft.unlink(missing_ok=True)  # of one that was killed
+            stream = stack.enter_context(draft.open("xb"))  # new, and through no link
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -115,7 +117,10 @@ def read_store(source: Source) -> ImageStore:
             raise ValueError(f"{file} is stale: it has another {key.replace('_', ' ')}")
     if file.stat().st_size != start + prod(source.shape):
         raise ValueError(f"{file} is damaged: it has another size")
-    digests = header.get("digests", [])
+    digests: Any = header.get("digests")
+    listed = isinstance(digests, list) and all(isinstance(digest, str) for digest in digests)
+    if not listed or len(digests) != len(source.class_names):
+        raise ValueError(f"{file} is damaged: its header has no hash of each class")
     if header.get("content") != _content(source.shape, source.class_names, source.split_names, digests):
         raise ValueError(f"{file} is damaged: its header does not hold together")
     # copy on write, so that torch may have it: nobody writes, and the pages stay those of the file
@@ -181,13 +186,12 @@ def _header(source: Source, digests: list[str]) -> bytes:
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     """Return what ``_header`` wrote, and where the pixels start; raises ValueError for anything else."""
-    size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        text = stream.read(length) if length < size else b""
+        text = stream.read(length) if length <= LONGEST_HEADER else b""
     try:
         return dict(json.loads(json.loads(text)["__metadata__"]["meta_exp"])), 8 + length
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{file} is damaged: its header cannot be read") from error
 
 

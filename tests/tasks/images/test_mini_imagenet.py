@@ -174,6 +174,79 @@ def test_an_encoding_other_than_latin_1_is_refused(tmp_path: Path) -> None:
         read_pickle(file)
 
 
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR"
+PLAIN = b"(I3\nS'|'\nNNNI-1\nI-1\nI0\ntb"
+CROOKED = {  # of admitted names only
+    "objects": (b"S'O8'", b"(I3\nS'|'\nNNNI-1\nI-1\nI63\ntb", b"I2", b"S'abcdefgh01234567'"),
+    "an item size": (b"S'V4'", b"(I3\nS'|'\nNNNI100000000\nI1\nI0\ntb", b"I2", b"S'ab'"),
+    "a dtype in a dtype": (b"S'u1'", b"(I3\nS'|'\n(cnumpy\ndtype\n(I3\ntNNI-1\nI-1\nI0\ntb", b"I2", b"S'ab'"),
+    "fields": (b"S'u1'", b"(I3\nS'|'\nN(S'a'\nt}I4\nI1\nI16\ntb", b"I2", b"S'ab'"),
+    "a state of another length": (b"S'u1'", b"()b", b"I2", b"S'ab'"),
+    "no state": (b"S'u1'", b"I7\nb", b"I2", b"S'ab'"),
+    "a dtype by number": (b"I17", PLAIN, b"I2", b"S'ab'"),
+    "more than there is": (b"S'u1'", PLAIN, b"I1000000000000", b"S'ab'"),
+    "a negative shape": (b"S'u1'", PLAIN, b"I-1", b"S'ab'"),
+    "a list for bytes": (b"S'u1'", PLAIN, b"I2", b"(I1\nI2\nl"),
+    "a number for bytes": (b"S'u1'", PLAIN, b"I2", b"I99999999999"),
+}
+
+
+@pytest.mark.parametrize("fault", CROOKED)
+def test_a_crooked_array_of_admitted_names_is_refused(fault: str, tmp_path: Path) -> None:
+    name, state, length, content = CROOKED[fault]
+    array = ARRAY + b"(I1\n(" + length + b"\ntcnumpy\ndtype\n(" + name + b"\nI0\nI1\ntR" + state + b"I00\n" + content
+    file = tmp_path / "a.pkl"
+    file.write_bytes(array + (b"" if content.endswith(b"l") else b"\n") + b"tb.")
+    with pytest.raises(ValueError, match=r"a\.pkl: expected a pickle of arrays and plain containers, got "):
+        read_pickle(file)
+
+
+def test_arrays_are_not_made_by_name_and_a_memo_has_no_size(tmp_path: Path) -> None:
+    file = tmp_path / "a.pkl"
+    for made in (
+        b"cnumpy\nndarray\n((I9\nI9\ntS'O8'\ntR.",
+        b"cnumpy\nndarray\n(I9\nt\x81.",
+        b"cnumpy\nndarray\n(I9\nto.",
+    ):
+        file.write_bytes(made)
+        with pytest.raises(ValueError, match="expected a pickle of arrays and plain containers"):
+            read_pickle(file)
+    file.write_bytes(b"\x80\x02Nr\xff\xff\xff\x7f.")  # remembered as number 2 147 483 647
+    assert read_pickle(file) is None
+
+
+FUZZ = """
+import pickle, random, sys
+from pathlib import Path
+import numpy as np
+from meta_exp.tasks.images.mini_imagenet import read_pickle
+chance, file = random.Random(0), Path(sys.argv[1])
+arrays = {"a": np.arange(6, dtype=np.uint8).reshape(2, 3), "b": list(np.arange(3)), "c": np.ones(2)}
+read = 0
+for protocol in range(6):
+    whole = pickle.dumps(arrays, protocol)
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(chance.choice([1, 1, 2, 8])):
+            data[chance.randrange(len(data))] = chance.choice([chance.randrange(256), *b"cRbo0(t\\x81Qj"])
+        file.write_bytes(data)
+        try:
+            found = read_pickle(file)
+            str(found)
+            read += 1
+        except ValueError as error:
+            assert str(error).startswith(str(file))
+assert read > 50
+print("alive")
+"""
+
+
+def test_two_thousand_crooked_pickles_leave_the_interpreter_alive(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", FUZZ, str(tmp_path / "a.pkl")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.stdout == "alive\n", result.stderr[-2000:]
+
+
 def changed(**parts: Any) -> Callable[[Content], Content]:
     return lambda split: split | parts
 

@@ -182,6 +182,14 @@ FAULTS: dict[str, tuple[Callable[[Tree], Tree], str]] = {
         lambda tree: tree | {"images_background/Aa/character02/0001_03.png": b"<html>"},
         "expected a drawing in images_background/Aa/character02/0001_03.png, got cannot identify",
     ),
+    "a large drawing": (
+        lambda tree: tree | {"images_background/Aa/character02/0001_03.png": bytes(2**22)},
+        r"expected drawings of at most 65536 bytes, got images_background/.*0001_03.png \(4194304 bytes\)",
+    ),
+    "another format": (
+        lambda tree: tree | {"images_background/Aa/character02/0001_03.png": b"%!PS-Adobe-3.0 EPSF-3.0\n"},
+        "expected a drawing in images_background/Aa/character02/0001_03.png, got cannot identify",
+    ),
     "half an image": (
         lambda tree: tree | {(name := min(tree)): tree[name][:200]},
         "expected a drawing in images_background/Aa/character01/0001_01.png, got ",

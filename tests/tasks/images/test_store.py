@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +97,22 @@ def damage_header(content: bytes) -> bytes:
     return content.replace(b"class 3", b"class 8")
 
 
+def damage_digests(digests: bytes) -> Callable[[bytes], bytes]:
+    """Put something else in the place of the list of hashes, and leave the header as long as it was."""
+
+    def damage(content: bytes) -> bytes:
+        start = content.index(b'digests\\": ') + len(b'digests\\": ')
+        end = content.index(b"]", start) + 1
+        return content[:start] + digests.ljust(end - start) + content[end:]
+
+    return damage
+
+
+def deep(content: bytes) -> bytes:
+    text = b"[" * 100_000
+    return len(text).to_bytes(8, "little") + text + content
+
+
 DAMAGES = {
     "empty": (lambda content: b"", "its header cannot be read"),
     "truncated": (lambda content: content[:-1], "it has another size"),
@@ -112,6 +128,10 @@ DAMAGES = {
         lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
         "its images of class 4 are not",
     ),
+    "no hashes": (damage_digests(b"5"), "its header has no hash of each class"),
+    "hashes of another kind": (damage_digests(b"[[], {}, 1, null, 2]"), "its header has no hash of each class"),
+    "a long header": (lambda content: (2**40).to_bytes(8, "little") + content[8:], "its header cannot be read"),
+    "a deep header": (lambda content: deep(content), "its header cannot be read"),
     "version": (lambda content: content.replace(b'format\\": 1', b'format\\": 0'), "it has another format"),
 }
 
