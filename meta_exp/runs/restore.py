@@ -31,12 +31,8 @@ from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build_learner
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
-<<<<<<< HEAD
 from meta_exp.runs.train import Metrics
-=======
-from meta_exp.runs.train import TUNED, Metrics
 from meta_exp.runs.weights import read_weights
->>>>>>> h7
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
 
