@@ -4,7 +4,7 @@ config.yaml    the resolved config          best.ckpt, last.ckpt    by validatio
 train.log      what happened                plots/                  pictures of new tasks, if its family has some
 curves.csv     validation scores by step    calibration.json        what was fitted after training
 history.jsonl  all that was logged          overrides.yaml          the command's
-.lock          held by the process that writes here
+made_by.jsonl  commit and versions, by part  .lock                  held by the process that writes here
 metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
 """
 
@@ -31,7 +31,7 @@ from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
 from meta_exp.runs.calibration import CALIBRATION, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
-from meta_exp.runs.provenance import provenance
+from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
 from meta_exp.training.allocator import keep_freed_memory
@@ -94,6 +94,8 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
+    if run.trainer.is_global_zero and (changed := note_part(folder, step)):
+        log.warning("continued under other code or packages, so not bit by bit: %s", "; ".join(changed))
     finished = False
     try:
         run.recorder.begin(OmegaConf.to_container(cfg, resolve=True), folder, step)  # type: ignore[arg-type]
