@@ -87,6 +87,11 @@ class Algorithm(ABC):
         """The predictives that it offers, the one to serve last; here all, where there is a curvature."""
         return prediction.KINDS if self.curvature else ("map",)
 
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """The predictives that validation scores: those that the best checkpoint may be chosen by; here ``map``."""
+        return ("map",)
+
     def draws(self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int) -> Noise:
         """Draw the noise of predictive draws, of leading ``shape``, for a task of ``points`` support points."""
         if self.curvature is None:

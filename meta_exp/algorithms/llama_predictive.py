@@ -51,6 +51,11 @@ class LLAMAPredictive(MAML):
         """Return what is learned beside theta: what likelihood and curvature learn."""
         return self.likelihood.hyperparameters() | self.curvature.hyperparameters()
 
+    @property
+    def validated(self) -> tuple[str, ...]:
+        """The predictive that is trained and served too: the point prediction hardly knows which network is better."""
+        return ("map", "linearized")
+
     def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
         """Return the objective, and the log det."""
         posterior = self.posterior(path[-1], episode.support, meta)

@@ -36,12 +36,13 @@ from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
 from meta_exp.training.allocator import keep_freed_memory
 
+SERVED_NLL = "validation/served_nll"  # in metrics.json
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
 
 def train(cfg: DictConfig) -> float:
-    """Train, evaluate and picture one run in ``cfg.run_dir``; return the best validation loss, for searches.
+    """Train, evaluate and picture one run in ``cfg.run_dir``; return what searches go by (``criterion``).
 
     A run that is finished is left as it is, and one that was interrupted goes on from its last checkpoint.
 
@@ -68,6 +69,12 @@ def _set_environment(cfg: DictConfig) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
 
 
+def criterion(metrics: Metrics) -> float:
+    """Return what a search goes by, on validation tasks: the calibrated NLL of what is served, or else the loss."""
+    value = metrics.get(SERVED_NLL, metrics["validation/loss"])
+    return inf if value is None or value != value else float(value)
+
+
 def _main_process() -> bool:
     """Whether this process writes the run's folder: of several on one run, the first."""
     return int(os.environ.get("LOCAL_RANK", 0)) == 0
@@ -81,8 +88,7 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     result = folder / "metrics.json"
     if result.exists():
         log.info("finished already, skipped: %s", folder)
-        loss = json.loads(result.read_text())["validation/loss"]
-        return inf if loss is None else float(loss)
+        return criterion(json.loads(result.read_text()))
     if run.trainer.is_global_zero:
         write_whole(folder / "config.yaml", config)
         if HydraConfig.initialized():
@@ -117,17 +123,19 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         if all(parameter.isfinite().all() for parameter in learner.parameters()):
             trainer.save_checkpoint(folder / "last.ckpt")
         raise
-    assert run.best.score is not None
+    assert run.best.loss is not None
     if not trainer.is_global_zero:
-        return run.best.score
+        return run.best.loss
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
-    fitted = {}
+    fitted: Metrics = {}
     if cfg.calibrate:
         calibration = calibrate(learner, run.stream.val_dataloader())
         write_json(folder / CALIBRATION, asdict(calibration))
         learner.served = calibration.hyper(learner)
         fitted = {f"calibration/{kind}/{n}": v for kind, found in calibration.values.items() for n, v in found.items()}
+        served = [kind for kind in learner.algorithm.predictives if kind in learner.predictives][-1]
+        fitted[SERVED_NLL] = calibration.nll[served]
         log.info("calibrated on %d validation tasks: %s", calibration.validation_tasks, calibration.describe())
     scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
@@ -139,7 +147,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "steps": trainer.global_step,
         "best_step": best["global_step"],
         "parameters": sum(p.numel() for p in learner.model.parameters()),
-        "validation/loss": run.best.score,
+        "validation/loss": run.best.loss,
         **scores,
         **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
@@ -156,7 +164,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     if drawings:
         run.recorder.log_pictures(drawings, trainer.global_step)
         log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
-    return run.best.score
+    return criterion(metrics)
 
 
 def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:

@@ -52,7 +52,8 @@ class Best(Checkpoint):
     def __init__(self, dirpath: str, monitor: str = "validation/loss", mode: str = "min") -> None:
         require(mode in ("min", "max"), "callbacks.best.mode", "min or max", mode)
         self.file, self.monitor, self.sign = Path(dirpath) / "best.ckpt", monitor, 1 if mode == "min" else -1
-        self.score: float | None = None
+        self.score: float | None = None  # by which it is the best
+        self.loss: float | None = None  # its validation loss, whatever the monitor
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if this validation is the best so far; a NaN is the worst."""
@@ -62,16 +63,18 @@ class Best(Checkpoint):
         score = float(scores[self.monitor])
         score = score if score == score else self.sign * inf
         if self.score is None or self.sign * score < self.sign * self.score:
-            self.score = score
+            loss = float(scores["validation/loss"])
+            self.score, self.loss = score, loss if loss == loss else inf
             trainer.save_checkpoint(self.file)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score, for a run that goes on."""
-        return {"score": self.score}
+        """Return the best score and its loss, for a run that goes on."""
+        return {"score": self.score, "loss": self.loss}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score of an earlier part of this run."""
+        """Take up those of an earlier part of this run."""
         self.score = state_dict["score"]
+        self.loss = state_dict.get("loss", self.score)  # of an earlier version, whose score was mostly that
 
 
 class Last(Checkpoint):

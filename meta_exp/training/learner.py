@@ -228,7 +228,7 @@ class Learner(LightningModule):
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Score validation tasks by their loss and metric after adaptation."""
-        self._scores.append(self.evaluate(batch, self.evaluation_steps, ["map"]).each)
+        self._scores.append(self.evaluate(batch, self.evaluation_steps, self.algorithm.validated).each)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation tasks."""

@@ -24,6 +24,7 @@ from meta_exp.adaptation import Meta
 from meta_exp.algorithms import MAML, LLAMAPredictive
 from meta_exp.curvature import GGN, KFAC, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Probit
+from meta_exp.runs.build import build
 from meta_exp.training.meta_gradient import MetaGradient
 
 TAU, SIGMA = 0.3, 0.5
@@ -150,10 +151,22 @@ def test_a_run_is_trained_and_used(trained):
     quick = ["trainer=smoke", "test_tasks=10", "validation_tasks=5", "model.widths=[8,8]", "hyper_lr=0.02"]
     names = ["algorithm=llama_predictive", "curvature.learned=true", "curvature.prior_precision=1"]
     folder = trained("llama-predictive", *quick, *names)
-    learner = meta_exp.load(folder)
+    assert (folder / "plots" / "fan.png").exists()
+    learner = meta_exp.load(folder, ["calibrate=null"])  # then both have one mode
     assert learner.learner.evaluation_steps == 0
     x = np.linspace(-4, 4, 5)[:, None]
     task = learner.adapt(x, np.sin(x[:, 0]))
     served, plain = task.predict(x), task.predict(x, kind="map")
     np.testing.assert_allclose(served.mean, plain.mean, rtol=1e-5)
     assert (served.variance > plain.variance).all()
+
+
+def test_the_best_checkpoint_is_that_of_what_is_served(config):
+    """The config says so, and the loss of the result stays the loss."""
+    run = build(config("algorithm=llama_predictive", "trainer=smoke", "logger=none", "validation_tasks=5"))
+    run.trainer.fit(run.learner, run.stream)
+    scores = run.trainer.callback_metrics
+    assert run.best.monitor == "validation/linearized/nll" in scores
+    assert run.best.score <= float(scores["validation/linearized/nll"])
+    assert run.best.loss > 0
+    assert run.best.loss != run.best.score

@@ -62,9 +62,11 @@ def _draw_task(ax: Axes, view: View) -> None:
     label = "95 % band" + (" (noise only)" if view.draws is None else "")
     ax.fill_between(grid, low, high, color="C0", alpha=0.18, lw=0, label=label)
     ax.plot(grid, truth, color="black", lw=1.2, label="true curve")
-    for k, style in {0: ":", 1: "--", steps: "-"}.items():
+    for k, style in ({0: ":", 1: "--", steps: "-"} if steps else {0: ":"}).items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
         ax.plot(grid, view.path[k][:, 0], style, color="C0" if k else "gray", lw=1.4, label=name)
+    if not steps:  # adaptation is a solve, whose result is the band's middle
+        ax.plot(grid, mean, "-", color="C0", lw=1.4, label="adapted")
     ax.plot(view.support_x[:, 0], view.support_y[:, 0], "o", color="C3", ms=5, label="support points", zorder=5)
     if view.draws is not None:
         drawn = view.draws[:DRAWS, :, 0].T
