@@ -151,7 +151,7 @@ def run_of(config, tmp_path, monkeypatch):
         cfg.dataset = {"_target_": f"meta_exp.tasks.{family.__name__}"}
         train(cfg)
         first = json.loads((tmp_path / "run" / "metrics.json").read_text())
-        assert train(cfg) == first["validation/loss"], "finished, and skipped"
+        assert train(cfg) == first["validation/served_nll"], "finished, and skipped"
         return tmp_path / "run"
 
     return make

@@ -104,7 +104,7 @@ def test_a_search_with_two_jobs_of_joblib_at_a_time_goes_on_after_a_kill(tmp_pat
     assert "Warning" not in result.stderr
     assert logged(tmp_path, r"continued from step (\d+) of 400") == saved
     found = OmegaConf.load(tmp_path / "outputs" / "search_sweep" / "optimization_results.yaml")
-    losses = [run["validation/loss"] for run in results(tmp_path)]
+    losses = [run["validation/served_nll"] for run in results(tmp_path)]
     assert len(losses) == len(saved) == 2
     assert found.best_value == min(losses)
     keys = {"algorithm.inner_lr", "optimizer.lr", "algorithm.eta", "curvature.prior_precision"}
