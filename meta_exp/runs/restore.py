@@ -7,7 +7,6 @@ fetched, and data is read where META_EXP_DATA or an override says, or below the 
 """
 
 import inspect
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,10 +27,11 @@ from torch import Tensor
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor
+from meta_exp.files import read_json
 from meta_exp.runs.build import build_learner
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
-from meta_exp.runs.train import Metrics
+from meta_exp.runs.train import Metrics, read_metrics
 from meta_exp.runs.weights import read_weights
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
@@ -123,6 +123,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
     missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg]
     require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
+    require(OmegaConf.is_dict(cfg.choices), f"{file}: choices", "the names of options", cfg.choices, "train it again")
     _refuse_unsafe(cfg, file)
     _place_data(cfg)
     _apply(cfg, overrides)
@@ -228,12 +229,7 @@ def _load_metrics(folder: Path) -> Metrics:
     file = folder / "metrics.json"
     remedy = "train.py writes it last; train the run to its end"
     require(file.is_file(), str(folder), "a finished run, with metrics.json", "an unfinished one", remedy)
-    try:
-        metrics = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: expected the metrics of a run, got {one_line(error)}") from error
-    require(isinstance(metrics, dict), str(file), "the metrics of a run", type(metrics).__name__)
-    return metrics
+    return read_metrics(file)
 
 
 def _fill(learner: Learner, state: dict[str, Tensor], file: Path) -> None:
@@ -255,8 +251,9 @@ def _take_calibration(learner: Learner, folder: Path) -> None:
     """Take what was fitted after training; of a run of an earlier version its tuned tau, for all predictives."""
     file = folder / CALIBRATION
     if file.is_file():
+        values = read_json(file, "the values of a calibration")
         try:
-            found = Calibration(**json.loads(file.read_text()))
+            found = Calibration(**values)
             finite = all(0 < float(v) < inf for values in found.values.values() for v in values.values())
             served = found.hyper(learner) if finite else {}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -264,9 +261,6 @@ def _take_calibration(learner: Learner, folder: Path) -> None:
         require(finite, str(file), "values > 0", "others")
         learner.served = served
     if (file := folder / TUNED).is_file():
-        try:
-            tau = json.loads(file.read_text())["prior_precision"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: expected a tuned prior_precision, got {one_line(error)}") from error
+        tau = read_json(file, "a tuned prior_precision").get("prior_precision", 0)
         require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
         learner.set_prior_precision(tau)
