@@ -31,7 +31,7 @@ from meta_exp.files import read_json
 from meta_exp.runs.build import build_learner
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
-from meta_exp.runs.train import Metrics, read_metrics
+from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
 from meta_exp.runs.weights import read_weights
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
@@ -101,6 +101,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
     except (TypeError, OmegaConfBaseException, HydraException) as error:
         raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {one_line(error)}") from error
     _fill(learner, state, folder / "best.ckpt")
+    if learner.gradient.chunk_size == "auto" and isinstance(found := metrics.get(CHUNK_SIZE), int) and found >= 1:
+        learner.gradient.chunk_size = found  # the same digits need the same chunks
     if not refits(overrides):
         _take_calibration(learner, folder)
     return Restored(folder, cfg, family, learner.eval(), metrics)

@@ -35,8 +35,10 @@ from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
 from meta_exp.training.allocator import keep_freed_memory
 from meta_exp.training.checkpoints import read_checkpoint
+from meta_exp.training.learning_curve import mend_curve
 
 SERVED_NLL = "validation/served_nll"  # in metrics.json
+CHUNK_SIZE = "chunk_size"  # there too, where a trial has found it
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
@@ -105,6 +107,8 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     step = read_checkpoint(last)["global_step"] if last.exists() else 0
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
+        if run.trainer.is_global_zero:
+            mend_curve(folder / "curves.csv", step)
     if run.trainer.is_global_zero and (changed := note_part(folder, step)):
         log.warning("continued under other code or packages, so not bit by bit: %s", "; ".join(changed))
     finished = False
@@ -162,6 +166,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         **scores,
         **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
+        **({CHUNK_SIZE: learner.gradient.chunk_size} if cfg.get(CHUNK_SIZE) == "auto" else {}),
         **fitted,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": run.progress.training_s,

@@ -28,12 +28,7 @@ class LearningCurve(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of an earlier part of this run."""
-        found = {float(row[STEP]): row for row in _from_history(self.file)}
-        with suppress(ValueError, KeyError, TypeError, csv.Error):  # damaged: the history has it all
-            found |= {float(row[STEP]): row for row in _read(self.file)}
-        self.rows = [found[step] for step in sorted(found) if step <= trainer.global_step]
-        if self.rows and not trainer.global_rank:
-            self._write()
+        self.rows = [row for row in _read(self.file) if float(row[STEP]) <= trainer.global_step]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row."""
@@ -41,13 +36,17 @@ class LearningCurve(Callback):
             return
         scores = {k: repr(float(v)) for k, v in trainer.callback_metrics.items() if k.startswith(PREFIX)}
         self.rows.append({STEP: str(trainer.global_step)} | scores)
-        self._write()
+        _write(self.file, self.rows)
 
-    def _write(self) -> None:
-        with replacing(self.file) as stream:
-            writer = csv.DictWriter(stream, list(self.rows[-1]), extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+
+def mend_curve(file: Path, step: int) -> None:
+    """Write ``file`` up to ``step`` anew, of the history beside it, and of its own rows that are not there."""
+    found: dict[float, Row] = {}
+    with suppress(ValueError, KeyError, TypeError, csv.Error):  # damaged: the history has it all
+        found = {float(row[STEP]): row for row in _read(file)}
+    found |= {float(row[STEP]): row for row in _from_history(file)}
+    if rows := [found[number] for number in sorted(found) if number <= step]:
+        _write(file, rows)
 
 
 def read_curve(file: Path) -> dict[str, list[float]]:
@@ -62,6 +61,13 @@ def read_curve(file: Path) -> dict[str, list[float]]:
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         remedy = "remove it: its rows stand in history.jsonl too"
         raise ValueError(f"{file}: expected numbers by step, got {one_line(error)}; {remedy}") from error
+
+
+def _write(file: Path, rows: list[Row]) -> None:
+    with replacing(file) as stream:
+        writer = csv.DictWriter(stream, list(rows[-1]), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _read(file: Path) -> list[Row]:
