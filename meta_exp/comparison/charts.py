@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_exp.comparison.results import TITLES, Configuration, describe
+from meta_exp.comparison.results import TITLES, Configuration, as_number, describe
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.yardstick import BAYES
@@ -143,7 +143,7 @@ def _learning(configurations: Sequence[Configuration]) -> Iterator[Chart]:
 def _sweeps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
     """Scores against eta or tau, a curve for each setting of the other keys and each predictive."""
     for key, symbol in SWEPT.items():
-        swept = [c for c in configurations if isinstance(c.label.get(key), float | int)]
+        swept = [c for c in configurations if as_number(c.label.get(key)) is not None]
         families: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
         for c in swept:
             families.setdefault(tuple((k, str(v)) for k, v in c.label.items() if k != key), []).append(c)

@@ -8,7 +8,6 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from meta_exp.comparison.charts import Chart, Curve
-from meta_exp.comparison.results import TITLES, Configuration, Difference, Estimate, differing_keys, heading
+from meta_exp.comparison.results import TITLES, Configuration, Difference, Estimate, as_number, differing_keys, heading
 from meta_exp.files import write_whole
 
 COLORS = ("#1f4e8c", "#e08214", "#111111", "#b2384b", "#6a9f58", "#8e7cc3", "#8c8c8c", "#c9a227")
@@ -126,7 +125,7 @@ def _excludes_zero(estimate: Estimate) -> bool:
 
 def _number(value: object) -> str:
     """What a column is sorted by: the value where it is a finite number, else nothing."""
-    return repr(value) if isinstance(value, float | int) and isfinite(value) else ""
+    return "" if as_number(value) is None else repr(value)
 
 
 def _text(words: str) -> str:

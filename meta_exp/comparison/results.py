@@ -12,7 +12,7 @@ d_st vary less than the scores; d_s, their mean over tasks, is averaged over see
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -128,9 +128,7 @@ class Difference(NamedTuple):
 def group(results: Sequence[Result]) -> list[Configuration]:
     """Group runs into configurations, in order of their labels; of two runs with one seed, the later counts."""
     groups: dict[tuple[str, ...], dict[int, Result]] = {}
-    names = list(dict.fromkeys(key for result in results for key in result.keys if is_identity(key)))
-    for result in results:
-        identity = tuple(repr(result.keys.get(name)) for name in names)
+    for identity, result in zip(_identities([result.keys for result in results]), results, strict=True):
         groups.setdefault(identity, {})[result.seed] = result
     firsts = [next(iter(runs.values())).keys for runs in groups.values()]
     telling = telling_keys(firsts)
@@ -139,6 +137,21 @@ def group(results: Sequence[Result]) -> list[Configuration]:
         for keys, runs in zip(firsts, groups.values(), strict=True)
     ]
     return sorted(found, key=lambda configuration: [_order(value) for value in configuration.label.values()])
+
+
+def doubles(configs: Sequence[Keys]) -> dict[int, int]:
+    """Return the place of each config that a later one repeats, seed included, with the place of the last such."""
+    last: dict[tuple[object, ...], int] = {}
+    identities = [(*identity, keys["seed"]) for identity, keys in zip(_identities(configs), configs, strict=True)]
+    for place, identity in enumerate(identities):
+        last[identity] = place
+    return {place: last[identity] for place, identity in enumerate(identities) if last[identity] != place}
+
+
+def _identities(configs: Sequence[Keys]) -> list[tuple[str, ...]]:
+    """Return for each config what tells its configuration from those of the others."""
+    names = list(dict.fromkeys(key for keys in configs for key in keys if is_identity(key)))
+    return [tuple(repr(keys.get(name)) for name in names) for keys in configs]
 
 
 def telling_keys(configs: Sequence[Keys]) -> list[str]:
@@ -210,9 +223,18 @@ def _same_but_algorithm(a: Keys, b: Keys) -> bool:
     return all(a[key] == b[key] for key in shared)
 
 
+def as_number(value: object) -> float | None:
+    """Return a key's value as a finite number, or None where it is none."""
+    try:
+        number = float(value) if isinstance(value, float | int) else nan
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
+
+
 def _order(value: object) -> tuple[bool, float, str]:
-    number = isinstance(value, float | int)
-    return number, float(value) if isinstance(value, float | int) else 0.0, "" if number else str(value)
+    number = as_number(value)
+    return number is not None, number or 0.0, str(value) if number is None else ""
 
 
 def _algorithm(configuration: Configuration) -> str:

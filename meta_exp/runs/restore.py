@@ -7,7 +7,6 @@ fetched, and data is read where META_EXP_DATA or an override says, or below the 
 """
 
 import inspect
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,10 +26,11 @@ from torch import Tensor
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor
+from meta_exp.files import read_json
 from meta_exp.runs.build import build_learner
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
-from meta_exp.runs.train import Metrics
+from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
 from meta_exp.runs.weights import read_weights
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
@@ -105,6 +105,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
     except (TypeError, OmegaConfBaseException, HydraException) as error:
         raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {one_line(error)}") from error
     _fill(learner, state, folder / "best.ckpt")
+    if learner.gradient.chunk_size == "auto" and isinstance(found := metrics.get(CHUNK_SIZE), int) and found >= 1:
+        learner.gradient.chunk_size = found  # the same digits need the same chunks
     if not refits(overrides):
         _take_calibration(learner, folder)
     return Restored(folder, cfg, family, learner.eval(), metrics)
@@ -127,6 +129,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
     missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg and key not in OPTIONAL]
     require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
+    require(OmegaConf.is_dict(cfg.choices), f"{file}: choices", "the names of options", cfg.choices, "train it again")
     _refuse_unsafe(cfg, file)
     _place_data(cfg)
     _apply(cfg, overrides)
@@ -230,12 +233,7 @@ def _load_metrics(folder: Path) -> Metrics:
     file = folder / "metrics.json"
     remedy = "train.py writes it last; train the run to its end"
     require(file.is_file(), str(folder), "a finished run, with metrics.json", "an unfinished one", remedy)
-    try:
-        metrics = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: expected the metrics of a run, got {one_line(error)}") from error
-    require(isinstance(metrics, dict), str(file), "the metrics of a run", type(metrics).__name__)
-    return metrics
+    return read_metrics(file)
 
 
 def _fill(learner: Learner, state: dict[str, Tensor], file: Path) -> None:
@@ -266,9 +264,6 @@ def _take_calibration(learner: Learner, folder: Path) -> None:
         except KeyError as error:
             raise ValueError(f"{file}: expected values that the run leaves free, got {one_line(error)}") from error
     if (file := folder / TUNED).is_file():
-        try:
-            tau = json.loads(file.read_text())["prior_precision"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: expected a tuned prior_precision, got {one_line(error)}") from error
+        tau = read_json(file, "a tuned prior_precision").get("prior_precision", 0)
         require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
         learner.set_prior_precision(tau)

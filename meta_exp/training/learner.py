@@ -17,7 +17,7 @@ from torch.func import vmap
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 
-from meta_exp.adaptation import Meta, Noise, Params, adapt
+from meta_exp.adaptation import Meta, Noise, Params, adapt, whole_path
 from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import require
 from meta_exp.curvature import Posterior
@@ -140,7 +140,7 @@ class Learner(LightningModule):
         logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         # a look at the value waits for a GPU, so it is taken every step on the CPU only
         if logging_step or self.device.type == "cpu":
-            self._stop_if_not_finite(objective, norm, batch)
+            self._stop_if_not_finite(objective, norm, batch, noise)
         if logging_step:
             scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[]).each
             logs |= {name: score.sum() / tasks for name, score in scores.items() if name not in logs}
@@ -271,18 +271,41 @@ class Learner(LightningModule):
                 log_det,
             )
 
-    def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode) -> None:
+    def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode, noise: Noise) -> None:
         # of all processes, so that none goes on and waits for one that stopped
         if bool(torch.isfinite(self.trainer.strategy.reduce(objective + norm, reduce_op="sum"))):
             return
         x, y = batch.support
+        reason, remedy = self._what_diverged(batch, noise)
         raise FloatingPointError(
-            f"step {self.global_step}: the objective is {objective.item():.4g}, its gradient norm {norm.item():.4g}; "
-            f"this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
-            f"[{y.min():.4g}, {y.max():.4g}]. The last good weights are in last.ckpt. "
-            "Try a smaller optimizer.lr or algorithm.inner_lr, trainer.gradient_clip_val=1, or a larger "
-            "curvature.prior_precision or likelihood.sigma_noise."
+            f"step {self.global_step}: the objective is {objective.item():.4g}, its gradient norm {norm.item():.4g}: "
+            f"{reason}; this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
+            f"[{y.min():.4g}, {y.max():.4g}]. The last good weights are in last.ckpt. Try {remedy}."
         )
+
+    @torch.no_grad()
+    def _what_diverged(self, batch: Episode, noise: Noise) -> tuple[str, str]:
+        """Return what of a step lost its numbers, and what helps: the outer loop, the inner one, or what follows.
+
+        The tasks' outputs along the path tell: those at theta itself are of the outer loop alone.
+        """
+        algorithm, meta = self.algorithm, self.meta()._replace(noise=noise)
+
+        def finite(meta: Meta, support: Examples) -> Tensor:
+            states = whole_path(algorithm, support, meta, algorithm.inner_steps)
+            return torch.stack([algorithm.network(params, support.x).isfinite().all() for params in states])
+
+        shared = Meta(None, None, None if noise is None else 0, None)  # type: ignore[arg-type]
+        whole = vmap(finite, (shared, 0), chunk_size=self.gradient.at_once)(meta, batch.support).all(0).tolist()
+        outer = "a smaller optimizer.lr"
+        if not whole[0]:
+            return "the outputs at the meta-parameters are not finite", f"{outer} or trainer.gradient_clip_val=1"
+        if not all(whole):
+            reason = f"the inner loop diverges, in step {whole.index(False)} of {algorithm.inner_steps}"
+            inner = "a smaller algorithm.inner_lr, fewer algorithm.inner_steps or a larger likelihood.sigma_noise"
+            return reason, inner + (f"; or {outer}, where it began with the training" if self.global_step else "")
+        remedy = "a larger curvature.prior_precision or likelihood.sigma_noise, a smaller algorithm.inner_lr"
+        return "the inner loop is finite, what follows it is not", f"{remedy} or {outer}"
 
 
 def _key(name: str) -> str:
