@@ -23,7 +23,7 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
     "likelihood=categorical": ["dataset=omniglot"],
     "likelihood=probit": ["dataset=omniglot"],
-    "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
+    "likelihood=poisson": ["dataset._target_=counts.CountTasks", "trust=[counts]"],
 }
 REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
 

@@ -1,7 +1,9 @@
 """A composed config resolved, and then built: the task family with its stream, the learner and the trainer."""
 
+import inspect
 import logging
 import warnings
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +12,18 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from meta_exp import likelihoods
 from meta_exp.config.checks import require
+from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor, from_keys
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
 from meta_exp.runs.names import run_name
+from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best
 from meta_exp.training.data import TaskStream
@@ -59,11 +64,32 @@ def resolve(cfg: DictConfig) -> DictConfig:
     """
     cfg = deepcopy(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
+    trust = trusted_modules(cfg.get("trust"))
+    refuse_unsafe(OmegaConf.to_container(cfg, resolve=True), trust)
+    _take_own_classes(cfg, trust)
     if cfg.curvature and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
         structure: Any = constructor(cfg.curvature, "curvature").func
         cfg.algorithm.eta = structure.default_eta
     OmegaConf.resolve(cfg)
     return cfg
+
+
+def _take_own_classes(cfg: DictConfig, trust: Sequence[str]) -> None:
+    """Let ``GROUP._target_=my_package.Class`` on the command line take the place of the group's whole option.
+
+    The choice has its name then, in tables too, and what the option has set stays where the class has such a key.
+    """
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = {override.lstrip("+").partition("=")[0] for override in given}
+    for group in [group for group in MODULES if f"{group}._target_" in keys and within(cfg[group]._target_, trust)]:
+        known = inspect.signature(get_class(cfg[group]._target_)).parameters
+        with open_dict(cfg):
+            if group in cfg.choices:
+                cfg.choices[group] = cfg[group]._target_.rpartition(".")[2]
+            for key in [
+                key for key in cfg[group] if not (key in known or key == "_target_" or f"{group}.{key}" in keys)
+            ]:
+                cfg[group].pop(key)
 
 
 def build(cfg: DictConfig) -> Run:

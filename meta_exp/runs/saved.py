@@ -30,8 +30,9 @@ RENAMED = {  # what earlier versions named, and what it is called today
 
 
 def snapshot(cfg: DictConfig) -> str:
-    """Return the text of ``config.yaml`` for a resolved config."""
-    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True)
+    """Return the text of ``config.yaml`` for a resolved config; whom its user trusted is not its to say."""
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "trust"])
+    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(kept, resolve=True)
 
 
 def read_config(file: Path) -> DictConfig:
