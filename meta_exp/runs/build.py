@@ -21,7 +21,7 @@ from meta_exp import likelihoods
 from meta_exp.config.checks import require
 from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor, from_keys
-from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
+from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_unfit
 from meta_exp.runs.names import run_name
 from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
 from meta_exp.tasks.stream import TaskFamily
@@ -132,7 +132,10 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     outputs = likelihood.outputs_for(family.outputs)
     model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
-    refuse_fused_norms(model, family.input_shape)
+    if within(type(model).__module__, ["meta_exp"]):
+        refuse_fused_norms(model, family.input_shape)
+    else:
+        refuse_unfit(model, family.input_shape, outputs)
     curvature = None
     if has_curvature(cfg):
         curvature = constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape)
