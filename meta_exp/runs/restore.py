@@ -51,6 +51,7 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "validation_tasks",
 )
 TUNED = "prior_precision.json"  # of a run of an earlier version
+OPTIONAL = ("lr_schedule",)  # which earlier versions had not
 REFITTED = ("curvature", "likelihood", "calibrate")
 GROUPS = (*MODULES, *NEVER_BUILT, "experiment")
 TRUST = "trust"  # the override that says which modules of one's own the config may name
@@ -110,7 +111,7 @@ def load_config(folder: Path, overrides: Sequence[str] = (), trust: str | Sequen
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
     require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
-    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg]
+    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg and key not in OPTIONAL]
     require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
     cfg.pop("trust", None)  # not its to say
     parsed = _parse(overrides)

@@ -39,6 +39,7 @@ MODULES = {  # whose classes a config may name in a group
     "curvature": "meta_exp.curvature",
     "algorithm": "meta_exp.algorithms",
     "optimizer": "torch.optim",
+    "lr_schedule": "meta_exp.training",
 }
 NEVER_BUILT = {  # from a saved config: the groups that only a training needs
     "trainer": ("pytorch_lightning",),
