@@ -18,13 +18,14 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from meta_exp import likelihoods
-from meta_exp.config.checks import require
+from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor, from_keys
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_unfit
 from meta_exp.runs.names import run_name
 from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
-from meta_exp.tasks.stream import TaskFamily
+from meta_exp.tasks import fitness
+from meta_exp.tasks.stream import TaskFamily, draw_tasks
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best
 from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
@@ -106,10 +107,13 @@ def build(cfg: DictConfig) -> Run:
     precision = cfg.matmul_precision
     require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
     family = constructor(cfg.dataset, "dataset")()
+    if not _is_ours(family):
+        fitness.refuse_unfit(family)
     set_precision(precision, images=len(family.input_shape) == 3)
     stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
+    _try_scores(learner, family)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
     interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
     loggers = [Guarded(constructor(part, f"logger.{name}")(), name) for name, part in (cfg.logger or {}).items()]
@@ -136,7 +140,7 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     outputs = likelihood.outputs_for(family.outputs)
     model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
-    if within(type(model).__module__, ["meta_exp"]):
+    if _is_ours(model):
         refuse_fused_norms(model, family.input_shape)
     else:
         refuse_unfit(model, family.input_shape, outputs)
@@ -147,7 +151,27 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     keys = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
     learner = from_keys(Learner, cfg, *keys)
     schedule = constructor(cfg.lr_schedule, "lr_schedule")() if cfg.get("lr_schedule") else None
-    return learner(algorithm, constructor(cfg.optimizer, "optimizer"), schedule=schedule)
+    scores = {name: constructor(part, f"scores.{name}")() for name, part in (cfg.get("scores") or {}).items()}
+    return learner(algorithm, constructor(cfg.optimizer, "optimizer"), schedule=schedule, scores=scores)
+
+
+def _is_ours(part: object) -> bool:
+    """Whether a part is of our own, which tests hold, and not the user's, which is tried before it trains."""
+    return within(type(part).__module__, ["meta_exp"])
+
+
+def _try_scores(learner: Learner, family: TaskFamily) -> None:
+    """Score a task where there are scores of the user's own; raises ValueError where they cannot."""
+    if not learner.scores:
+        return
+    try:
+        episodes = draw_tasks(family, "validation", 0, 2)
+        learner.evaluate(episodes, learner.evaluation_steps, learner.predictives)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # the user's own code, which may fail in any way
+        names, got = ", ".join(learner.scores), f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"scores: expected {names} to score a task under vmap, got {got}") from error
 
 
 def has_curvature(cfg: DictConfig) -> bool:

@@ -49,6 +49,7 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "test_tasks",
     "calibrate",
     "validation_tasks",
+    "scores",
 )
 TUNED = "prior_precision.json"  # of a run of an earlier version
 OPTIONAL = ("lr_schedule",)  # which earlier versions had not

@@ -47,6 +47,7 @@ NEVER_BUILT = {  # from a saved config: the groups that only a training needs
     "callbacks": ("meta_exp.training.checkpoints", "meta_exp.training.progress"),
 }
 OURS = ("best", "last", "progress", "csv", "tensorboard", "wandb")  # callbacks and loggers of meta_exp's own names
+SCORES = "scores"  # of one's own, by name: scores.NAME._target_
 KINDS: dict[str, type] = {  # of the classes of a group
     "model": nn.Module,
     "likelihood": Likelihood,
@@ -54,7 +55,7 @@ KINDS: dict[str, type] = {  # of the classes of a group
     "algorithm": Algorithm,
     "optimizer": Optimizer,
 }
-METHODS = {"dataset": "draw"}  # where classes have no base in common
+METHODS = {"dataset": "draw", "lr_schedule": "factor", SCORES: "__call__"}  # where classes have no base in common
 
 
 def trusted_modules(given: str | Sequence[str] | None = ()) -> tuple[str, ...]:
@@ -115,11 +116,12 @@ def _refuse_class(path: tuple[str, ...], target: object, trust: Sequence[str], w
     """Raise ValueError unless ``target`` is a class that may stand at ``path``, of the kind of its group."""
     group, depth = path[0], len(path)
     owner, _, name = str(target).rpartition(".")
+    built = (*MODULES, SCORES)
     own = (MODULES[group],) if group in MODULES and depth == 2 else NEVER_BUILT.get(group, ())
-    trusted = group in MODULES and within(owner, trust)
+    trusted = group in built and within(owner, trust)
     if not trusted and owner not in own:
-        expected = f"a class of {' or '.join(own)}" if own else "no class here"
-        require(False, where, expected, target, _word_to_add(owner) if group in MODULES else "")
+        expected = f"a class of {' or '.join(own)}" if own else "a class of one's own" if group in built else "no class"
+        require(False, where, expected, target, _word_to_add(owner) if group in built else "")
     module = _import(owner, where)
     found = vars(module).get(name)
     home = [owner] if not trusted else list(trust)
@@ -128,12 +130,15 @@ def _refuse_class(path: tuple[str, ...], target: object, trust: Sequence[str], w
     remedy = "".join(f"did you mean {owner}.{near}?" for near in get_close_matches(name, classes, 1))
     require(held, where, f"a class of {owner}", target, remedy)
     assert inspect.isclass(found)
-    if depth == 2 and group in KINDS:
+    if depth != (3 if group == SCORES else 2):
+        return  # a part of another class, whose constructor says what it takes
+    if group in KINDS:
         kind = KINDS[group]
         require(issubclass(found, kind), where, f"a class derived from {kind.__module__}.{kind.__name__}", target)
-    if depth == 2 and group in METHODS:
+    if group in METHODS:
         method = METHODS[group]
-        require(callable(getattr(found, method, None)), where, f"a class with a method {method}", target)
+        offers = any(method in vars(base) for base in found.__mro__)
+        require(offers, where, f"a class with a method {method}", target)
 
 
 def _import(name: str, where: str) -> ModuleType:
