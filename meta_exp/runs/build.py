@@ -110,7 +110,8 @@ def build(cfg: DictConfig) -> Run:
     if not _is_ours(family):
         fitness.refuse_unfit(family)
     set_precision(precision, images=len(family.input_shape) == 3)
-    stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
+    numbers = ("seed", "validation_tasks", "test_tasks", "num_tasks", "conformal_tasks")
+    stream = from_keys(TaskStream, cfg, *numbers)(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
     _try_scores(learner, family)
