@@ -30,6 +30,7 @@ Keys of the run's config, in Hydra's grammar:
   test_tasks  samples  evaluation_steps  predictives  curvature  curvature.prior_precision  algorithm.inner_lr
   calibrate  validation_tasks  conformal_tasks  chunk_size  dataset.root  dataset.shots  dataset.queries
   likelihood.sigma_noise
+and trust=[my_package], modules of your own whose classes the run's config may name
 """
 NEW_TASK = ("support", "query", "kind")
 

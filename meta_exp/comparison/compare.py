@@ -28,7 +28,6 @@ from rich.table import Table
 
 from meta_exp.comparison import charts, plots, report
 from meta_exp.comparison.results import (
-    TITLES,
     Configuration,
     Difference,
     Result,
@@ -37,6 +36,8 @@ from meta_exp.comparison.results import (
     doubles,
     group,
     heading,
+    own_scores,
+    title,
 )
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import NOT_IN_NAME, flatten, within
@@ -285,12 +286,13 @@ def table(configurations: Sequence[Configuration], settings: Sequence[str] = ())
     """Return a table of a row a configuration, with a line for each predictive; ``settings`` stand above it."""
     first = configurations[0]
     tasks = first.runs[0].summary["test/tasks"]
-    scores = [s for s in SHOWN if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
-    title = f"{tasks} test tasks; mean ± half width of the 95 % interval"
-    title += cell(f"; evaluated with {' '.join(settings)}") if settings else ""
-    out = Table(title=title, title_justify="left", show_lines=True)
-    for title in [*(heading(key) for key in first.label), "predictive", *(TITLES[s] for s in scores), "± over"]:
-        out.add_column(cell(title))
+    shown = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
+    scores = [s for s in shown if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
+    words = f"{tasks} test tasks; mean ± half width of the 95 % interval"
+    words += cell(f"; evaluated with {' '.join(settings)}") if settings else ""
+    out = Table(title=words, title_justify="left", show_lines=True)
+    for head in [*(heading(key) for key in first.label), "predictive", *map(title, scores), "± over"]:
+        out.add_column(cell(head))
     for c in configurations:
         cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.rows) for s in scores]
         labels = [cell(value) for value in c.label.values()]
@@ -301,11 +303,12 @@ def table(configurations: Sequence[Configuration], settings: Sequence[str] = ())
 
 def difference_table(pairs: Sequence[Difference]) -> Table:
     """Return a table of the paired differences; those whose interval excludes 0 are bold."""
-    scores = [s for s in SHOWN if any(s in pair.scores for pair in pairs)]
-    title = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
-    out = Table(title=title, title_justify="left")
-    for title in ["", "", *(TITLES[s] for s in scores), "± over"]:
-        out.add_column(title)
+    shown = dict.fromkeys([*SHOWN, *(name for pair in pairs for name in own_scores(pair.of.runs[0].keys))])
+    scores = [s for s in shown if any(s in pair.scores for pair in pairs)]
+    words = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
+    out = Table(title=words, title_justify="left")
+    for head in ["", "", *map(title, scores), "± over"]:
+        out.add_column(cell(head))
     for pair in pairs:
         cells = [pair.scores.get(s) for s in scores]
         text = [f"[bold]{d}[/bold]" if d and abs(d.mean) > d.half else str(d or "") for d in cells]

@@ -95,6 +95,11 @@ class Configuration:
         return describe(self.label) or "run"
 
     @property
+    def scores(self) -> list[str]:
+        """The scores that a predictive may have, in the order of a table, those of one's own last."""
+        return [*TITLES, *own_scores(self.runs[0].keys)]
+
+    @property
     def predictives(self) -> list[str]:
         """The predictives that were scored."""
         return [kind for kind in KINDS if f"{kind}/nll" in self.runs[0].scores.each]
@@ -186,8 +191,18 @@ def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]
                 continue
             for kind in of.predictives:
                 other = kind if kind in to.predictives else "map"
-                scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in TITLES}
+                scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in of.scores}
                 yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d})
+
+
+def own_scores(keys: Keys) -> list[str]:
+    """Return the names of the scores of one's own that a config adds."""
+    return [key.split(".")[1] for key in keys if key.startswith("scores.") and key.endswith("._target_")]
+
+
+def title(score: str) -> str:
+    """Return what a score is called in tables and charts."""
+    return TITLES.get(score, score)
 
 
 def describe(label: Keys) -> str:

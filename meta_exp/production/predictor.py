@@ -52,19 +52,25 @@ METHODS = ("predictive", "conformal")  # of an interval
 POINTS = 1000  # that a network sees at once, those of the support that stand beside others included; bounds the memory
 
 
-def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
+def load(
+    folder: str | Path,
+    overrides: str | Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    trust: str | Sequence[str] = (),
+) -> "Predictor":
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
     Args:
         folder: of the run, as train.py made it.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
         device: where to compute; posterior draws are the same on each.
+        trust: modules of your own whose classes the run's config may name; they are imported.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides)
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust)
     run.learner.to(device)
     return Predictor(run)
 

@@ -5,7 +5,7 @@ clipping, accumulation and data-parallel reduction work as they do for any Light
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.conformal import Conformal
 from meta_exp.scoring.metrics import defined
-from meta_exp.scoring.task import Scores, evaluate
+from meta_exp.scoring.task import Score, Scores, evaluate
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.foreign import Foreign
 from meta_exp.training.meta_gradient import MetaGradient
@@ -74,6 +74,7 @@ class Learner(LightningModule):
         chunk_size: int | Literal["auto"] | None = None,
         compile: bool | Literal["auto"] = "auto",
         checkpoint_steps: bool = False,
+        scores: Mapping[str, Score] | None = None,
     ) -> None:
         require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
         require(samples >= 1, "samples", "at least 1", samples)
@@ -89,6 +90,7 @@ class Learner(LightningModule):
         self.evaluation_steps = evaluation_steps if algorithm.inner_steps else 0
         self.predictives = [kind for kind in predictives if kind in algorithm.predictives]
         self.samples = samples
+        self.scores = dict(scores or {})
         self.hyper_lr = hyper_lr
         self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
         self.learned = algorithm.hyperparameters()
@@ -175,7 +177,7 @@ class Learner(LightningModule):
         """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         served = {kind: self.served[kind] for kind in predictives if kind in self.served}
-        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served)
+        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served, own=self.scores)
         score = partial(score, conformal=self.conformal)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
