@@ -48,8 +48,13 @@ class Algorithm(ABC):
     inner_steps: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of steps."""
+        """Refuse a negative number of steps, and a tau that nothing trains."""
         require(self.inner_steps >= 0, "algorithm.inner_steps", "at least 0", self.inner_steps)
+        learned = self.curvature is not None and self.curvature.learned
+        got = f"algorithm={self.name}, which trains without tau"
+        remedy = "set it to false; tau is fitted after training (calibrate=true)"
+        trains = not learned or "log_prior_precision" in self.hyperparameters()
+        require(trains, "curvature.learned=true", "algorithm=llama", got, remedy)
 
     # what an algorithm says
 
@@ -113,15 +118,20 @@ class Algorithm(ABC):
 
     @property
     def steps_by_hyper(self) -> bool:
-        """Whether the path depends on learned values."""
+        """Whether the path depends on what calibration fits."""
         return True
 
     @property
     def follows_hyper(self) -> bool:
-        """Whether the point prediction depends on learned values; here if the path does."""
+        """Whether the point prediction depends on what calibration fits; here if the path does."""
         return self.steps_by_hyper
 
     # what algorithms have in common
+
+    @property
+    def name(self) -> str:
+        """Its name in conf/algorithm/, which is its file's."""
+        return type(self).__module__.rpartition(".")[2]
 
     def free(self) -> dict[str, Learned]:
         """Return what may be fitted after training to what is served."""

@@ -10,38 +10,20 @@ import pytest
 import torch
 from oracles import assert_equal, episodes, initial, mlp, starts, task, vector
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from meta_exp.adaptation import Meta, adapt, gradient_step, path
-from meta_exp.algorithms import MAML, Algorithm
+from meta_exp.algorithms import MAML, Algorithm, MetaSGD
 from meta_exp.curvature import GGN
 from meta_exp.curvature.rows import identity_directions, jacobian_rows, to_matrix, to_params
-from meta_exp.hyper import Learned, in_log_space
+from meta_exp.hyper import Learned
 from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.prediction import Prediction
 from meta_exp.scoring.task import evaluate
 from meta_exp.training.meta_gradient import MetaGradient
 
 RATE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearnedRates(MAML):
-    """A rate for each parameter tensor and step; later steps in evaluation take the last."""
-
-    def hyperparameters(self):
-        names = [name for name, _ in self.model.named_parameters()]
-        rates = {f"{name}.{k}": 0.05 * (k + 1) for name in names for k in range(self.inner_steps)}
-        return super().hyperparameters() | {
-            key: value for name, rate in rates.items() for key, value in in_log_space(f"rate.{name}", rate).items()
-        }
-
-    def step(self, params, support, k, meta):
-        gradient = grad(partial(self.loss, data=support))(params)
-        last = min(k, self.inner_steps - 1)
-        rates = {name: meta.hyper[f"log_rate.{name}.{last}"].exp() for name in params}
-        return {name: value - rates[name] * gradient[name] for name, value in params.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +161,7 @@ class NoStep(Algorithm):
         return self.nll(path[-1], episode.query, meta) / len(episode.query.y), {}
 
 
-KINDS = [LearnedRates, EveryStep, Reptile, HeadOnly, Particles, GaussNewton, Variational, NoStep]
+KINDS = [MetaSGD, EveryStep, Reptile, HeadOnly, Particles, GaussNewton, Variational, NoStep]
 
 
 def make(kind, likelihood=None, steps=3):
@@ -257,23 +239,23 @@ def test_evaluation_takes_the_same_path(kind):
     outputs = algorithm.predict("map", states[-1], one.query.x, here).outputs
     expected = torch.stack([(output - one.query.y).square().mean() for output in outputs]).mean()
     assert_equal(scores["loss"], expected)
-    if kind is LearnedRates:
-        faster = here._replace(hyper={name: value + 1 for name, value in here.hyper.items()})
+    if kind is MetaSGD:
+        faster = here._replace(hyper={name: value + 0.1 for name, value in here.hyper.items()})
         assert evaluate(algorithm, faster, one, steps=3, predictives=["map"]).each["loss"] != scores["loss"]
 
 
 def test_evaluation_goes_beyond_the_steps_of_training():
-    algorithm, meta, batch = make(LearnedRates, steps=1)
+    algorithm, meta, batch = make(MetaSGD, steps=1)
     scores = evaluate(algorithm, meta, task(batch), steps=4, predictives=["map"]).each
     assert "map/mse_step_4" in scores
 
 
 def test_two_learned_rates_train_as_they_are_shown():
     """What a learned value is called and worth is said once, by itself."""
-    algorithm, meta, _ = make(LearnedRates, steps=1)
+    algorithm, meta, _ = make(MetaSGD, steps=1)
     learned = algorithm.hyperparameters()
-    assert {entry.name for entry in learned.values()} == {f"rate.{name}.0" for name in meta.theta}
-    assert all(entry.value(entry.start).item() == pytest.approx(0.05) for entry in learned.values())
+    assert {entry.name for entry in learned.values()} == {f"rate.{name}" for name in meta.theta}
+    assert all(entry.value(entry.start).mean().item() == pytest.approx(RATE) for entry in learned.values())
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
