@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
 from meta_exp.adaptation import Meta, adapt, gradient_step, path
-from meta_exp.algorithms import MAML, Algorithm, MetaSGD
+from meta_exp.algorithms import ANIL, BOIL, MAML, Algorithm, MetaSGD, Reptile
 from meta_exp.curvature import GGN
 from meta_exp.curvature.rows import identity_directions, jacobian_rows, to_matrix, to_params
 from meta_exp.hyper import Learned
@@ -35,24 +35,6 @@ class EveryStep(MAML):
         last = torch.nn.functional.one_hot(torch.tensor(len(path) - 1), len(path)).to(losses)
         weights = (1 - meta.progress) / len(path) + meta.progress * last
         return (weights * losses).sum() / len(episode.query.y), {"last": losses[-1]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reptile(MAML):
-    """Half the squared way from theta to theta_i, which is taken as constant: the gradient is theta - theta_i."""
-
-    def objective(self, path, episode, meta):
-        ways = [(meta.theta[name] - value.detach()).square().sum() for name, value in path[-1].items()]
-        return torch.stack(ways).sum() / 2, {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadOnly(MAML):
-    """Adaptation of the last layer alone."""
-
-    def step(self, params, support, k, meta):
-        head = dict(list(params.items())[-2:])
-        return params | gradient_step(lambda part: self.loss(params | part, support), head, lr=self.inner_lr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +143,7 @@ class NoStep(Algorithm):
         return self.nll(path[-1], episode.query, meta) / len(episode.query.y), {}
 
 
-KINDS = [MetaSGD, EveryStep, Reptile, HeadOnly, Particles, GaussNewton, Variational, NoStep]
+KINDS = [MetaSGD, EveryStep, Reptile, ANIL, BOIL, Particles, GaussNewton, Variational, NoStep]
 
 
 def make(kind, likelihood=None, steps=3):
@@ -331,6 +313,6 @@ def test_the_path_is_not_kept():
 def test_every_method_of_the_path_is_reached():
     """Overriding ``step`` alone changes the objective, the evaluation and the gradient."""
     plain, meta, batch = make(MAML)
-    other, _, _ = make(HeadOnly)
+    other, _, _ = make(ANIL)
     assert MetaGradient(plain)(meta, batch)[0] != MetaGradient(other)(meta, batch)[0]
     assert not torch.equal(vector(MetaGradient(plain)(meta, batch)[1]), vector(MetaGradient(other)(meta, batch)[1]))
