@@ -35,7 +35,7 @@ from meta_exp.curvature import Posterior
 from meta_exp.likelihoods import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.models import couples_points
-from meta_exp.prediction import KINDS, Prediction
+from meta_exp.prediction import KINDS, Prediction, change, moved
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import read_images
@@ -278,15 +278,17 @@ class AdaptedTask:
         return self._regression(predictive, x) if self.classes_ is None else self._classification(predictive, x)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
-        """Draw n networks from the posterior; one is LLAMA's rule for production."""
+        """Draw n networks from the posterior; one is LLAMA's rule for production.
+
+        Where the posterior is around the mode of the linear model, they are functions of that model.
+        """
         self._check_posterior("sample", needed=True)
         at = self.served["sample"]
         assert at.posterior is not None
         with self.predictor.turn, torch.no_grad():
             noise = self._noise(n, generator)
             deltas = [at.posterior.sample(_draw(noise, s)) for s in range(n)]
-        drawn = [{name: at.params[name] + value for name, value in delta.items()} for delta in deltas]
-        return [Network(self, at.params | params) for params in drawn]
+        return [Network(self, at, delta) for delta in deltas]
 
     @property
     def theta_i(self) -> Params:
@@ -362,16 +364,29 @@ class AdaptedTask:
 
 @dataclass(frozen=True)
 class Network:
-    """One adapted network with parameters ``params``; call it with x for its mean [n] or probabilities [n, k]."""
+    """One draw ``delta`` of phi - theta_i; call it with x for its mean [n] or probabilities [n, k]."""
 
     task: AdaptedTask
-    params: Params
+    around: Adapted
+    delta: Params
+
+    @property
+    def params(self) -> Params:
+        """Phi."""
+        return moved(self.around.params, self.delta)
 
     def __call__(self, x: Array) -> Array:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
         predictor = self.task.predictor
+        network = predictor.learner.algorithm.network
         with predictor.turn, torch.no_grad():
-            outputs = predictor.learner.algorithm.network(self.params, predictor.inputs(x))
+            inputs = predictor.inputs(x)
+            assert self.around.posterior is not None
+            if self.around.posterior.at_mode:
+                theta_i = self.around.params
+                outputs = network(theta_i, inputs) + change(network, theta_i, self.delta, inputs)
+            else:
+                outputs = network(self.params, inputs)
             return self.task._answer(outputs, x)
 
 

@@ -36,6 +36,7 @@ for message in (
     ".*_prims_common.check.*",
 ):
     warnings.filterwarnings("ignore", message=message)
+EVALUATION_STEPS = 10  # unless training takes more
 PRECISIONS = ("highest", "high", "medium")
 
 
@@ -53,7 +54,7 @@ class Run:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a composed config with all that follows from it in its place: the run's name, eta, references.
+    """Return a copy of a composed config with all that follows from it in its place: name, eta, steps, references.
 
     It is what is built, saved and shown on dashboards.
     """
@@ -62,6 +63,9 @@ def resolve(cfg: DictConfig) -> DictConfig:
     if cfg.curvature and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
         structure: Any = constructor(cfg.curvature, "curvature").func
         cfg.algorithm.eta = structure.default_eta
+    if cfg.evaluation_steps is None:
+        steps = cfg.algorithm.get("inner_steps")
+        cfg.evaluation_steps = max(EVALUATION_STEPS, steps) if isinstance(steps, int) else EVALUATION_STEPS
     OmegaConf.resolve(cfg)
     return cfg
 
@@ -113,7 +117,8 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
     keys = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
     learner = from_keys(Learner, cfg, *keys)
-    return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
+    schedule = constructor(cfg.lr_schedule, "lr_schedule")() if cfg.get("lr_schedule") else None
+    return learner(algorithm, constructor(cfg.optimizer, "optimizer"), schedule=schedule)
 
 
 def has_curvature(cfg: DictConfig) -> bool:

@@ -44,7 +44,9 @@ MODULES = {  # whose classes a saved config may name in a group
     "curvature": "meta_exp.curvature",
     "algorithm": "meta_exp.algorithms",
     "optimizer": "torch.optim",
+    "lr_schedule": "meta_exp.training",
 }
+OPTIONAL = ("lr_schedule",)  # which earlier versions had not
 NEVER_BUILT = {  # and in the groups that only a training needs
     "trainer": ("pytorch_lightning",),
     "logger": ("meta_exp.training.loggers", "pytorch_lightning.loggers"),
@@ -121,7 +123,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
     require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
-    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg]
+    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg and key not in OPTIONAL]
     require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
     _refuse_unsafe(cfg, file)
     _place_data(cfg)
