@@ -6,7 +6,19 @@ from meta_exp.algorithms.boil import BOIL
 from meta_exp.algorithms.llama import LLAMA
 from meta_exp.algorithms.llama_predictive import LLAMAPredictive
 from meta_exp.algorithms.maml import MAML
+from meta_exp.algorithms.maml_plus_plus import MAMLPlusPlus
 from meta_exp.algorithms.meta_sgd import MetaSGD
 from meta_exp.algorithms.reptile import Reptile
 
-__all__ = ["ANIL", "BOIL", "LLAMA", "MAML", "Algorithm", "LLAMAPredictive", "Logs", "MetaSGD", "Reptile"]
+__all__ = [
+    "ANIL",
+    "BOIL",
+    "LLAMA",
+    "MAML",
+    "Algorithm",
+    "LLAMAPredictive",
+    "Logs",
+    "MAMLPlusPlus",
+    "MetaSGD",
+    "Reptile",
+]

@@ -11,6 +11,7 @@ the LSLR of MAML++ (Antoniou, Edwards and Storkey 2019). Steps beyond those of t
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -49,15 +50,19 @@ class MetaSGD(MAML):
     def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: what the likelihood learns, and the rates."""
         found = super().hyperparameters()
-        for name, value in self.model.named_parameters():
-            if value.requires_grad:
-                key, start = f"rate.{name}", self._start(value.detach())
-                found |= in_log_space(key, start) if self.positive else {key: Learned(start, key, _itself)}
+        for name in self.adapted:
+            key, start = f"rate.{name}", self._start(self.model.get_parameter(name).detach())
+            found |= in_log_space(key, start) if self.positive else {key: Learned(start, key, _itself)}
         return found
+
+    @cached_property
+    def adapted(self) -> tuple[str, ...]:
+        """Names of the parameters that adapt, each with its rates."""
+        return tuple(name for name, value in self.model.named_parameters() if value.requires_grad)
 
     def rates(self, k: int, meta: Meta) -> float | Params:
         """Return alpha of step k by name."""
-        found = {name: meta.hyper[f"{'log_' if self.positive else ''}rate.{name}"] for name in meta.theta}
+        found = {name: meta.hyper[f"{'log_' if self.positive else ''}rate.{name}"] for name in self.adapted}
         if self.rate_per == "layer_and_step":
             found = {name: rate[min(k, self.inner_steps - 1)] for name, rate in found.items()}
         return {name: rate.exp() for name, rate in found.items()} if self.positive else found
