@@ -81,6 +81,10 @@ class Algorithm(ABC):
         """Draw what ``Meta.noise`` holds of a task of ``points`` support points; here None, nothing."""
         return None
 
+    def training_noise(self, generator: torch.Generator, theta: Params, points: int) -> Noise:
+        """Draw what it holds in training; here what it holds everywhere."""
+        return self.noise(generator, theta, points)
+
     def posterior(self, params: Params, data: Examples, meta: Meta) -> Posterior | None:
         """Return the Laplace posterior around theta_i = ``params`` given ``data``, where there is a curvature."""
         if self.curvature is None:
@@ -103,6 +107,11 @@ class Algorithm(ABC):
             return None
         return self.curvature.noise(generator, shape, theta, points, self.likelihood)
 
+    @property
+    def draws_networks(self) -> bool:
+        """Whether a task ends in a distribution that networks can be drawn from; here where there is a curvature."""
+        return self.curvature is not None
+
     def predict(
         self,
         kind: str,
@@ -112,7 +121,10 @@ class Algorithm(ABC):
         posterior: Posterior | None = None,
         draws: Noise = None,
     ) -> prediction.Prediction:
-        """Predict at x [M, *features] from theta_i = ``params`` by the predictive ``kind``."""
+        """Predict at x [M, *features] from theta_i = ``params`` by the predictive ``kind``.
+
+        ``sample`` is there wherever networks can be drawn: the mixture of one network for each of the ``draws``.
+        """
         likelihood = self.likelihood.at(meta.hyper)
         return prediction.predict(kind, self.network, params, x, likelihood, posterior, draws)
 

@@ -206,10 +206,11 @@ class Learner(LightningModule):
             return None
         theta = self.meta().theta
         tasks, points = episodes.support.y.shape[:2]
+        noise = self.algorithm.training_noise if key[0] == TRAINING else self.algorithm.noise
 
         def draw(place: int) -> Noise:
             seed = np.random.SeedSequence((*key, place)).generate_state(1, np.uint64)[0]
-            return self.algorithm.noise(torch.Generator().manual_seed(int(seed >> 1)), theta, points)
+            return noise(torch.Generator().manual_seed(int(seed >> 1)), theta, points)
 
         if draw(0) is None:
             return None

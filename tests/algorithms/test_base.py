@@ -4,57 +4,22 @@ Each is held against a gradient written out with torch.autograd, and checkpointe
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 import torch
 from oracles import assert_equal, episodes, initial, mlp, starts, task, vector
 from torch import nn
-from torch.func import functional_call, vmap
 from torch.utils._pytree import tree_map
 
-from meta_exp.adaptation import Meta, adapt, gradient_step, path
-from meta_exp.algorithms import ANIL, BOIL, MAML, Algorithm, MAMLPlusPlus, MetaSGD, Reptile
+from meta_exp.adaptation import Meta, adapt, path
+from meta_exp.algorithms import ABML, ANIL, BMAML, BOIL, MAML, PLATIPUS, Algorithm, MAMLPlusPlus, MetaSGD, Reptile
 from meta_exp.curvature import GGN
 from meta_exp.curvature.rows import identity_directions, jacobian_rows, to_matrix, to_params
-from meta_exp.hyper import Learned
 from meta_exp.likelihoods import Categorical, Gaussian
-from meta_exp.prediction import Prediction
 from meta_exp.scoring.task import evaluate
 from meta_exp.training.meta_gradient import MetaGradient
 
 RATE = 0.1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Particles(MAML):
-    """Several networks a task, which start at theta plus noise and predict together."""
-
-    particles: int = 3
-
-    def noise(self, generator, theta, points):
-        return {name: torch.randn(self.particles, *v.shape, generator=generator).to(v) for name, v in theta.items()}
-
-    def start(self, meta):
-        return {name: value + 0.1 * meta.noise[name] for name, value in meta.theta.items()}
-
-    def step(self, params, support, k, meta):
-        return vmap(lambda one: gradient_step(partial(self.loss, data=support), one, lr=self.inner_lr))(params)
-
-    def objective(self, path, episode, meta):
-        nll = vmap(lambda one: self.nll(one, episode.query, meta))(path[-1])
-        return nll.mean() / len(episode.query.y), {}
-
-    def predict(self, kind, params, x, meta, posterior=None, draws=None):
-        outputs = vmap(self.network, (0, None))(params, x)
-        return Prediction(outputs, outputs.new_zeros(*outputs.shape[1:], outputs.shape[-1]))
-
-    def posterior(self, params, data, meta):
-        return None
-
-    @property
-    def predictives(self):
-        return ("map",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,49 +42,6 @@ class GaussNewton(MAML):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variational(MAML):
-    """A mean and a log deviation for each parameter, a draw in every step, and the KL to the prior in the objective."""
-
-    def hyperparameters(self):
-        start = {name: torch.full_like(value, -3.0) for name, value in self.model.named_parameters()}
-        learned = {
-            f"deviation.{name}": Learned(v.detach(), f"deviation.{name}", torch.exp) for name, v in start.items()
-        }
-        return super().hyperparameters() | learned
-
-    def noise(self, generator, theta, points):
-        shape = (self.inner_steps + 1,)
-        return {name: torch.randn(*shape, *v.shape, generator=generator).to(v) for name, v in theta.items()}
-
-    def start(self, meta):
-        return meta.theta | {f"log {name}": meta.hyper[f"deviation.{name}"] for name in meta.theta}
-
-    def drawn(self, params, meta, k):
-        last = min(k, self.inner_steps)
-        return {n: params[n] + params[f"log {n}"].exp() * meta.noise[n][last] for n in meta.theta}
-
-    def kl(self, params, meta):
-        ways = [(params[n] - meta.theta[n]).square().sum() + params[f"log {n}"].square().sum() for n in meta.theta]
-        return torch.stack(ways).sum()
-
-    def step(self, params, support, k, meta):
-        def loss(params):
-            return self.loss(self.drawn(params, meta, k), support) + 0.01 * self.kl(params, meta)
-
-        return gradient_step(loss, params, lr=self.inner_lr)
-
-    def objective(self, path, episode, meta):
-        nll = self.nll(self.drawn(path[-1], meta, self.inner_steps), episode.query, meta)
-        return (nll + 0.01 * self.kl(path[-1], meta)) / len(episode.query.y), {}
-
-    def posterior(self, params, data, meta):
-        return None
-
-    def network(self, params, x):
-        return functional_call(self.model, {n: v for n, v in params.items() if not n.startswith("log ")}, (x,))
-
-
-@dataclass(frozen=True, kw_only=True)
 class NoStep(Algorithm):
     """No inner step at all: the query's -log p at theta."""
 
@@ -132,16 +54,21 @@ class NoStep(Algorithm):
         return self.nll(path[-1], episode.query, meta) / len(episode.query.y), {}
 
 
-KINDS = [MetaSGD, MAMLPlusPlus, Reptile, ANIL, BOIL, Particles, GaussNewton, Variational, NoStep]
+KINDS = [MetaSGD, MAMLPlusPlus, Reptile, ANIL, BOIL, BMAML, PLATIPUS, ABML, GaussNewton, NoStep]
+OF_THEIR_OWN = [BMAML, PLATIPUS, ABML]  # posteriors, without a curvature
 
 
 def make(kind, likelihood=None, steps=3):
     """An algorithm of the kind on a small network, its meta-parameters and a meta-batch."""
     likelihood = likelihood or Gaussian(0.5)
     model = mlp(outputs=2)
-    settings = {"model": model, "likelihood": likelihood, "curvature": GGN(model, (2,), 0.3)}
+    settings = {"model": model, "likelihood": likelihood}
+    if kind not in OF_THEIR_OWN:
+        settings["curvature"] = GGN(model, (2,), 0.3)
     if kind is not NoStep:
         settings |= {"inner_lr": RATE, "inner_steps": steps}
+    if kind is ABML:
+        settings["deviation"] = 0.5
     algorithm = kind(**settings)
     batch = episodes(likelihood, (2,), 2)
     theta, hyper = initial(model), starts(algorithm.hyperparameters())
@@ -150,7 +77,7 @@ def make(kind, likelihood=None, steps=3):
 
 
 def noise_of(algorithm, theta, tasks):
-    drawn = [algorithm.noise(torch.Generator().manual_seed(i), theta, 4) for i in range(tasks)]
+    drawn = [algorithm.training_noise(torch.Generator().manual_seed(i), theta, 4) for i in range(tasks)]
     return None if drawn[0] is None else tree_map(lambda *each: torch.stack(each), *drawn)
 
 
