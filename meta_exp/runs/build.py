@@ -81,7 +81,8 @@ def build(cfg: DictConfig) -> Run:
     require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
     family = constructor(cfg.dataset, "dataset")()
     set_precision(precision, images=len(family.input_shape) == 3)
-    stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
+    numbers = ("seed", "validation_tasks", "test_tasks", "num_tasks", "conformal_tasks")
+    stream = from_keys(TaskStream, cfg, *numbers)(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
     callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}

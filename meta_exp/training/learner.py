@@ -23,6 +23,7 @@ from meta_exp.config.checks import require
 from meta_exp.curvature import Posterior
 from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
+from meta_exp.scoring.conformal import Conformal
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores, evaluate
 from meta_exp.tasks.episode import Episode, Examples
@@ -94,6 +95,7 @@ class Learner(LightningModule):
         self.hyper = nn.ParameterDict({_key(name): entry.start for name, entry in self.learned.items()})
         self._tuned: Hyper = {}
         self.served: dict[str, Hyper] = {}
+        self.conformal: dict[str, Conformal] = {}
         self._collapsed = False
         self._scores: list[dict[str, Tensor]] = []
 
@@ -174,6 +176,7 @@ class Learner(LightningModule):
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         served = {kind: self.served[kind] for kind in predictives if kind in self.served}
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served)
+        score = partial(score, conformal=self.conformal)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
         in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
@@ -219,8 +222,8 @@ class Learner(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Forget a tuned tau, and make the meta-gradient ready for the run."""
-        self._tuned, self.served = {}, {}
+        """Forget what was fitted after training, and make the meta-gradient ready for the run."""
+        self._tuned, self.served, self.conformal = {}, {}, {}
         self.gradient.prepare(self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The schedule of the learning rates: its values, and what a run makes of it; one that goes on is in test_folder."""
+"""The schedule of the learning rates: its values, and what a run makes of it; test_folder continues one."""
 
 import pytest
 import torch
