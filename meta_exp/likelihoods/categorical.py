@@ -56,7 +56,9 @@ class Categorical(Likelihood):
 
     def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return d log p(y | f) / df [N, C] = [y = c] - p_c."""
-        return F.one_hot(y, outputs.shape[-1]) - outputs.softmax(-1)
+        # F.one_hot looks at y's values, which vmap around a derivative does not allow
+        truth = y[:, None] == torch.arange(outputs.shape[-1], device=y.device)
+        return truth.to(outputs) - outputs.softmax(-1)
 
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, C, C-1] with S_n S_n^T = Lambda_n = diag(p) - p p^T.

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from meta_exp import terminal
-from meta_exp.algorithms import LLAMA
+from meta_exp.algorithms import LLAMA, LLAMAPredictive
 from meta_exp.files import read_json, write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
@@ -130,8 +130,8 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
 
 def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> float:
     learner, trainer = run.learner, run.trainer
-    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA):
-        log.info("algorithm=maml trains without a curvature; the one given is used in evaluation only")
+    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA | LLAMAPredictive):
+        log.info("algorithm=%s trains without a curvature; the one given is for evaluation", learner.algorithm.name)
     try:
         trainer.fit(learner, run.stream, ckpt_path=checkpoint, weights_only=True)
     except FloatingPointError:

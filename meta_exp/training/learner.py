@@ -211,10 +211,11 @@ class Learner(LightningModule):
             return None
         theta = self.meta().theta
         tasks, points = episodes.support.y.shape[:2]
+        noise = self.algorithm.training_noise if key[0] == TRAINING else self.algorithm.noise
 
         def draw(place: int) -> Noise:
             seed = np.random.SeedSequence((*key, place)).generate_state(1, np.uint64)[0]
-            return self.algorithm.noise(torch.Generator().manual_seed(int(seed >> 1)), theta, points)
+            return noise(torch.Generator().manual_seed(int(seed >> 1)), theta, points)
 
         if draw(0) is None:
             return None
@@ -248,11 +249,12 @@ class Learner(LightningModule):
         self.log_dict(means, sync_dist=True)  # every process scores all the tasks, so that this changes nothing
 
     def configure_optimizers(self) -> Any:
-        """Return the optimizer of theta and the learned hyper-parameters, and the schedule of its rates, if any."""
+        """Return the optimizer of theta and what is learned beside it, and the schedule of its rates, if any."""
         groups: Any = self.parameters()
-        if self.hyper_lr is not None and self.learned:
-            hyper = {"params": list(self.hyper.values()), "lr": self.hyper_lr}
-            groups = [{"params": list(self.model.parameters())}, hyper]
+        numbers = [self.hyper[_key(name)] for name, entry in self.learned.items() if not entry.weights]
+        if self.hyper_lr is not None and numbers:
+            weights = [self.hyper[_key(name)] for name, entry in self.learned.items() if entry.weights]
+            groups = [{"params": [*self.model.parameters(), *weights]}, {"params": numbers, "lr": self.hyper_lr}]
         optimizer = self.optimizer(groups)
         if self.schedule is None:
             return optimizer
