@@ -114,6 +114,7 @@ def _missing_extra(error: Exception) -> str | None:
 
 def reason(error: Exception) -> str:
     """Return what an error says, in one line, without what only Hydra's authors need."""
+    from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
@@ -122,7 +123,7 @@ def reason(error: Exception) -> str:
     if extra := _missing_extra(error):
         return f"this launcher is not installed; it comes with uv run --extra {extra} train.py ..."
     text = str(error).split("Config search path")[0]
-    cause = error.__cause__
+    cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         near = get_close_matches(str(cause.key), [str(key) for key in cause.parent_node], 1)
         text = text.split("To append")[0] + f"No such key {cause.full_key}"

@@ -8,6 +8,8 @@ from torch import nn
 
 from meta_exp.config.checks import require
 
+WEIGHTS = 10**8
+
 
 class MLP(nn.Sequential):
     """Linear layers of the given hidden ``widths`` with ReLU between; inputs of any shape are flattened."""
@@ -15,6 +17,8 @@ class MLP(nn.Sequential):
     def __init__(self, input_shape: Sequence[int], outputs: int, widths: Sequence[int] = (40, 40)) -> None:
         require(all(width >= 1 for width in widths), "model.widths", "positive widths", list(widths))
         sizes = [prod(input_shape), *widths]
+        weights = sum(a * b for a, b in pairwise([*sizes, outputs]))
+        require(weights <= WEIGHTS, "model.widths", f"at most {WEIGHTS} weights", f"{list(widths)}, with {weights}")
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]

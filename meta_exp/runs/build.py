@@ -2,8 +2,10 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,28 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from meta_exp import likelihoods
-from meta_exp.config.checks import require
-from meta_exp.config.schema import constructor, from_keys
+from meta_exp.algorithms import Algorithm
+from meta_exp.config.checks import one_line, require, shown
+from meta_exp.config.keys import flatten
+from meta_exp.config.schema import constructor, from_keys, take
+from meta_exp.curvature import Curvature
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
 from meta_exp.runs.names import run_name
 from meta_exp.tasks.stream import TaskFamily
-from meta_exp.training.checkpoints import AtomicCheckpoints, Best
+from meta_exp.training.checkpoints import AtomicCheckpoints, Best, Last
 from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
 from meta_exp.training.learning_curve import LearningCurve
 from meta_exp.training.loggers import Guarded, Recorder
 from meta_exp.training.precision import set_precision
 from meta_exp.training.progress import TrainingProgress
+from meta_exp.training.trainer import Trainer
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO when imported
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a compiler for CUDA is not needed
@@ -36,7 +44,23 @@ for message in (
     ".*_prims_common.check.*",
 ):
     warnings.filterwarnings("ignore", message=message)
+METHOD = {  # the groups that a finished run is built from again; each with the kind of its classes and what it is given
+    "dataset": (object, ()),
+    "model": (nn.Module, ("input_shape", "outputs")),
+    "likelihood": (likelihoods.Likelihood, ()),
+    "curvature": (Curvature, ("model", "input_shape")),
+    "algorithm": (Algorithm, ("model", "likelihood", "curvature")),
+    "optimizer": (torch.optim.Optimizer, ("params",)),
+}
+TRAINING: dict[str, tuple[type, tuple[str, ...]]] = {  # and those that its training needed
+    "trainer": (Trainer, ("callbacks", "logger", "plugins")),
+    "callbacks.best": (Best, ("dirpath",)),
+    "callbacks.last": (Last, ("dirpath",)),
+    "callbacks.progress": (TrainingProgress, ()),
+}
 PRECISIONS = ("highest", "high", "medium")
+LEARNER = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
+STREAM = ("seed", "validation_tasks", "test_tasks", "num_tasks")
 
 
 @dataclass
@@ -55,65 +79,160 @@ class Run:
 def resolve(cfg: DictConfig) -> DictConfig:
     """Return a copy of a composed config with all that follows from it in its place: the run's name, eta, references.
 
-    It is what is built, saved and shown on dashboards.
+    It is what is built, saved and shown on dashboards. Its values are those of the constructors' types.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value of the wrong type; or it is not the command's to choose.
     """
     cfg = deepcopy(cfg)
+    for group in ("dataset", "model", "likelihood", "algorithm", "optimizer", "trainer", "callbacks"):
+        chosen = OmegaConf.is_dict(cfg.get(group))
+        require(chosen, group, "the name of an option", cfg.get(group), f"choose one by {group}=NAME")
+    _refuse_dangling(cfg)
+    _refuse_chosen(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
-    if cfg.curvature and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
-        structure: Any = constructor(cfg.curvature, "curvature").func
-        cfg.algorithm.eta = structure.default_eta
     OmegaConf.resolve(cfg)
+    take_types(cfg)
+    for key in _training_parts(cfg):
+        take(OmegaConf.select(cfg, key), _part(cfg, key).keywords)
+    if has_curvature(cfg) and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
+        structure: Any = _part(cfg, "curvature").func
+        cfg.algorithm.eta = structure.default_eta
     return cfg
+
+
+def take_types(cfg: DictConfig) -> None:
+    """Convert the values that a learner and its tasks are built from to the constructors' types, where they stand."""
+    for group in METHOD:
+        if group != "curvature" or has_curvature(cfg):
+            take(cfg[group], _part(cfg, group).keywords)
+    for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
+        take(cfg, from_keys(target, cfg, *keys).keywords)
 
 
 def build(cfg: DictConfig) -> Run:
     """Build everything that a resolved config names; raises ValueError where a setting is out of range."""
-    for key in ("max_steps", "val_check_interval", "log_every_n_steps"):
-        value = cfg.trainer[key]
-        require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
-    lr = cfg.optimizer.lr
-    require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
-    precision = cfg.matmul_precision
-    require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
-    family = constructor(cfg.dataset, "dataset")()
-    set_precision(precision, images=len(family.input_shape) == 3)
-    stream = from_keys(TaskStream, cfg, "seed", "validation_tasks", "test_tasks", "num_tasks")(family)
+    from_keys(_rest, cfg, "name", "calibrate", "matmul_precision")()
+    family = _part(cfg, "dataset")()
+    set_precision(cfg.matmul_precision, images=len(family.input_shape) == 3)
+    stream = from_keys(TaskStream, cfg, *STREAM)(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
-    callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
-    interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
-    loggers = [Guarded(constructor(part, f"logger.{name}")(), name) for name, part in (cfg.logger or {}).items()]
+    _try_optimizer(_part(cfg, "optimizer"))
+    folder = Path(cfg.run_dir)
+    callbacks: dict[str, Any] = {}
+    for name in cfg.callbacks:
+        given = {"dirpath": str(folder)} if name in ("best", "last") else {}
+        callbacks[name] = _part(cfg, f"callbacks.{name}")(**given)
+    loggers = [Guarded(_part(cfg, f"logger.{name}")(), name) for name in cfg.get("logger") or {}]
     recorder = Recorder(loggers, family.meta_batch * cfg.trainer.accumulate_grad_batches)
-    try:
-        trainer = constructor(cfg.trainer, "trainer")(
-            callbacks=[*callbacks.values(), LearningCurve(Path(cfg.run_dir) / "curves.csv")],
-            logger=recorder,
-            plugins=[AtomicCheckpoints()],
-            val_check_interval=interval,
-        )
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
+    trainer = _part(cfg, "trainer")(
+        callbacks=[*callbacks.values(), LearningCurve(folder / "curves.csv")],
+        logger=recorder,
+        plugins=[AtomicCheckpoints()],
+    )
+    ranks, tasks = trainer.world_size, family.meta_batch
+    require(ranks <= tasks, "trainer.devices", f"at most dataset.meta_batch = {tasks} processes", ranks)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     remedy = "a sweep runs its jobs side by side, with hydra/launcher=joblib, submitit_slurm or ray"
-    require(trainer.world_size == 1 or not in_sweep, "trainer.devices in a sweep", "1", cfg.trainer.devices, remedy)
+    require(ranks == 1 or not in_sweep, "trainer.devices in a sweep", "1", cfg.trainer.devices, remedy)
     return Run(family, stream, learner, trainer, callbacks["best"], recorder, callbacks["progress"])
 
 
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     """Build the model with its likelihood, curvature and algorithm."""
-    likelihood = constructor(cfg.likelihood, "likelihood")()
+    likelihood = _part(cfg, "likelihood")()
     _check_fit(likelihood, family)
     outputs = likelihood.outputs_for(family.outputs)
-    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
+    model = _part(cfg, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
     refuse_fused_norms(model, family.input_shape)
     curvature = None
     if has_curvature(cfg):
-        curvature = constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape)
-    algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
-    keys = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
-    learner = from_keys(Learner, cfg, *keys)
-    return learner(algorithm, constructor(cfg.optimizer, "optimizer"))
+        curvature = _part(cfg, "curvature")(model=model, input_shape=family.input_shape)
+    algorithm = _part(cfg, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
+    return from_keys(Learner, cfg, *LEARNER)(algorithm, _part(cfg, "optimizer"))
+
+
+def _part(cfg: DictConfig, key: str) -> Any:
+    """Return the constructor that stands at the dotted ``key``."""
+    group, _, name = key.partition(".")
+    others = {"callbacks": Callback, "logger": Logger}
+    kind, given = {**METHOD, **TRAINING}.get(key) or (others[group], ())
+    found = cfg.get(group)
+    return constructor(found.get(name) if name and OmegaConf.is_dict(found) else found, key, kind, given)
+
+
+def _training_parts(cfg: DictConfig) -> list[str]:
+    """Return the dotted keys of the parts that only a training needs."""
+    own = [
+        f"{group}.{name}"
+        for group in ("callbacks", "logger")
+        for name in (cfg.get(group) if OmegaConf.is_dict(cfg.get(group)) else [])
+    ]
+    return list(dict.fromkeys([*TRAINING, *own]))
+
+
+def _rest(name: str, calibrate: bool | None = None, matmul_precision: str = "highest") -> None:
+    """Refuse values out of range of the keys that no constructor takes."""
+    parts = Path(name).parts
+    inside = bool(name.strip()) and ".." not in parts and not Path(name).is_absolute() and name.isprintable()
+    require(inside, "name", "a name for folders below outputs/", shown(name))
+    require(matmul_precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", matmul_precision)
+
+
+def _refuse_dangling(cfg: DictConfig) -> None:
+    """Raise ValueError at a reference to what is not there, by the key that holds it."""
+    for key, value in flatten(OmegaConf.to_container(cfg, resolve=False)).items():
+        if "${" in str(value):
+            try:
+                found = OmegaConf.select(cfg, key)
+                _ = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+            except OmegaConfBaseException as error:
+                said = str(error).partition("\n")[0]
+                raise ValueError(f"{key}: expected a value, got {shown(value)}: {said}") from error
+
+
+def _refuse_chosen(cfg: DictConfig) -> None:
+    """Raise ValueError where the command sets what follows from others of its words: the folder, its name, choices."""
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    if not OmegaConf.is_missing(hydra.runtime, "output_dir"):
+        folder = hydra.runtime.output_dir
+        remedy = "choose it by hydra.run.dir"
+        require(cfg.run_dir == folder, "run_dir", f"the folder that Hydra made, {folder}", cfg.run_dir, remedy)
+    own = cfg.run_name in (None, run_name(Path(cfg.run_dir)))
+    require(own, "run_name", "null, for the name of the folder", cfg.run_name, "choose the folder by hydra.run.dir")
+    require(OmegaConf.is_dict(cfg.choices), "choices", "what groups say", cfg.choices, "choose by GROUP=NAME")
+    for group in cfg.choices:
+        chosen = hydra.runtime.choices.get(group)
+        require(group in hydra.runtime.choices, group, "an option", "none", f"choose one by {group}=NAME")
+        option, remedy = cfg.choices[group], f"choose by {group}=NAME"
+        require(option == chosen, f"choices.{group}", f"the option chosen, {chosen}", option, remedy)
+
+
+def _try_optimizer(optimizer: partial[Any]) -> None:
+    """Raise ValueError where the optimizer refuses its values, which it does when it is made, by the key at fault."""
+    values = optimizer.keywords
+    lr = values.get("lr", 1.0)
+    require(lr > 0, "optimizer.lr", "a learning rate > 0", lr)
+    for key in ("momentum", "dampening"):
+        require(0 <= values.get(key, 0) <= 1, f"optimizer.{key}", "a number from 0 to 1", values.get(key))
+    if said := _refusal(optimizer.func, values):
+        alone = [key for key, value in values.items() if _refusal(optimizer.func, {key: value})]
+        rest = {key: {name: value for name, value in values.items() if name != key} for key in values}
+        healing = [key for key in values if not _refusal(optimizer.func, rest[key])]
+        keys = ", ".join(f"optimizer.{key}" for key in alone or healing) or "optimizer"
+        raise ValueError(f"{keys}: expected what {optimizer.func.__name__} takes, got {said}")
+
+
+def _refusal(optimizer: Callable[..., Any], values: dict[str, Any]) -> str | None:
+    try:
+        optimizer([nn.Parameter(torch.zeros(1))], **values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return one_line(error)
+    return None
 
 
 def has_curvature(cfg: DictConfig) -> bool:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -27,8 +26,9 @@ from torch import Tensor
 
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
+from meta_exp.config.overrides import parse
 from meta_exp.config.schema import constructor
-from meta_exp.runs.build import build_learner
+from meta_exp.runs.build import build_learner, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
 from meta_exp.runs.train import Metrics
@@ -46,7 +46,7 @@ MODULES = {  # whose classes a saved config may name in a group
     "optimizer": "torch.optim",
 }
 NEVER_BUILT = {  # and in the groups that only a training needs
-    "trainer": ("pytorch_lightning",),
+    "trainer": ("meta_exp.training.trainer",),
     "logger": ("meta_exp.training.loggers", "pytorch_lightning.loggers"),
     "callbacks": ("meta_exp.training.checkpoints", "meta_exp.training.progress"),
 }
@@ -127,6 +127,10 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     _place_data(cfg)
     _apply(cfg, overrides)
     _refuse_unsafe(cfg, file)
+    try:
+        take_types(cfg)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file}: expected a run's config, got {one_line(error)}") from error
     return cfg
 
 
@@ -180,13 +184,11 @@ def _is_class_of(module: str, target: object) -> bool:
 
 def _apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Apply ``overrides`` to ``cfg``: groups, then keys, as Hydra does."""
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ValueError(one_line(error)) from error
+    parsed = parse(overrides)
     groups = [override for override in parsed if override.key_or_group in GROUPS]
     keys = [override for override in parsed if override.key_or_group not in GROUPS]
     for override in parsed:
+        require(override.value() != "???", override.key_or_group, "a value", "???")
         plain = not (override.is_delete() or override.is_sweep_override() or override.package)
         require(plain, override.input_line or "", "key=value", "a deletion, a sweep or a package")
     for override in groups:

@@ -84,20 +84,22 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     """Train the run from where it stands, or return the loss of one that is finished."""
     run = build(cfg)
     config = snapshot(cfg)
-    refuse_other_config(folder, config)
-    result = folder / "metrics.json"
-    if result.exists():
+    last, result = folder / "last.ckpt", folder / "metrics.json"
+    step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+    changed = refuse_other_config(folder, config, trained=result.exists() or step >= cfg.trainer.max_steps)
+    if result.exists() and not changed:
         log.info("finished already, skipped: %s", folder)
         return criterion(json.loads(result.read_text()))
+    if result.exists():
+        log.info("evaluated anew: %s", "; ".join(changed))
     if run.trainer.is_global_zero:
+        result.unlink(missing_ok=True)  # it is of the config that now goes
         write_whole(folder / "config.yaml", config)
         if HydraConfig.initialized():
             write_whole(folder / "overrides.yaml", yaml.safe_dump(list(HydraConfig.get().overrides.task)))
     else:  # of several processes one writes the folder and speaks; the others have their errors to say
         logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
-    last = folder / "last.ckpt"
-    step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
     if run.trainer.is_global_zero and (changed := note_part(folder, step)):
@@ -129,6 +131,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     best = torch.load(folder / "best.ckpt", weights_only=True)
     learner.load_state_dict(best["state_dict"])
     fitted: Metrics = {}
+    (folder / CALIBRATION).unlink(missing_ok=True)  # of an evaluation before
     if cfg.calibrate:
         calibration = calibrate(learner, run.stream.val_dataloader())
         write_json(folder / CALIBRATION, asdict(calibration))
