@@ -19,13 +19,17 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from meta_exp.config.checks import one_line
-from meta_exp.terminal import PlainFormatter, plain, plain_lines
+from meta_exp.terminal import PlainFormatter, open_streams, plain, plain_lines
 
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
 
 def run(command: Callable[[], None]) -> None:
     """Run a Hydra command; set HYDRA_FULL_ERROR=1 to see the traceback of an expected error too."""
+    open_streams()
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
+    if os.environ.get("META_EXP_DATA") == "":  # as good as not set
+        del os.environ["META_EXP_DATA"]
     # a further process of a data-parallel run has inherited what the first one sets below
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     # conf/hydra/launcher says more than its plugins' configs of the same names
@@ -79,6 +83,12 @@ def _speak_plainly() -> None:
     sys.excepthook = hook
     if logging.lastResort:
         logging.lastResort.setFormatter(PlainFormatter())
+
+
+def _at_home(word: str) -> str:
+    """Return ``key=~/a`` with the home folder in place of ``~``, which a shell leaves as it is behind a ``=``."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -7,9 +7,12 @@ logger made for the same run, and nothing else: in a place outside the run's fol
 """
 
 import logging
+import os
 import shutil
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
@@ -191,6 +194,18 @@ class TensorBoard(TensorBoardLogger):
         self.finalize("success" if exit_code == 0 else "failed")
 
 
+@contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Have W&B say that a key is missing, in place of asking a terminal for one, where a sweep would wait for ever."""
+    asked = sys.stdin
+    with open(os.devnull) as nobody:
+        sys.stdin = nobody
+        try:
+            yield
+        finally:
+            sys.stdin = asked
+
+
 class WandB(Logger):
     """A W&B run.
 
@@ -244,7 +259,8 @@ class WandB(Logger):
                     shutil.rmtree(earlier)
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, silent=True)
-        self.run = wandb.init(**self.arguments, config=params, resume="allow", settings=settings)
+        with _nobody_to_ask():
+            self.run = wandb.init(**self.arguments, config=params, resume="allow", settings=settings)
         if self.mode == "offline":
             Path(self.run.dir).with_name(OWNER).write_text(owner)
         self.run.define_metric(ITERATION, hidden=True)
