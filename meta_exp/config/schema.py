@@ -47,6 +47,7 @@ def constructor(part: Any, group: str, kind: type = object, given: Sequence[str]
         if key != TARGET and (key.startswith("_") or key in given or not (anything or key in known)):
             remedy = f"did you mean {', '.join(get_close_matches(key, known, 1) or known)}?" if known else ""
             require(False, f"{group}.{key}", "a known key", "an unknown one", remedy)
+        require(not OmegaConf.is_missing(part, key), f"{group}.{key}", "a value", "none")
     takes = anything or all(name in parameters for name in given)
     require(takes, f"{group}.{TARGET}", f"a class that takes {', '.join(given)}", _name(target))
     for name, parameter in parameters.items():

@@ -64,6 +64,7 @@ REFUSED = {
     "optimizer._target_=torch.nn.Linear": r"optimizer._target_: expected a subclass of torch.optim",
     "dataset._target_=nowhere": "dataset._target_: expected the name of a class, got 'nowhere'",
     "~algorithm.inner_lr": "algorithm.inner_lr: expected a value, got none",
+    "algorithm.inner_lr=???": "algorithm.inner_lr: expected a value, got none",
     "~seed": "seed: expected a value, got none",
     "+model.outputs=3": "model.outputs: expected a known key",
     "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches: expected an integer, at least 1, got 0",
@@ -82,6 +83,8 @@ REFUSED = {
     "callbacks.best=null": "callbacks.best._target_: expected the class that it chooses, got none",
     "callbacks.last.every_minutes=-1": "callbacks.last.every_minutes: expected null or at least 0, got -1",
     "logger.wandb.mode=abc": "logger.wandb.mode: expected 'online', 'offline' or 'disabled', got 'abc'",
+    "logger.wandb.project=../x": r"logger.wandb.project: expected a word of at most 128 characters.*, got '../x'",
+    "logger.wandb.id=": "logger.wandb.id: expected a word",
     "model.widths=['${nothing}']": "model.widths: expected a value, got .* Interpolation key 'nothing' not found",
 }
 
