@@ -12,6 +12,9 @@ Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
   uv run evaluate.py RUN RUN test_tasks=2000 samples=50 dataset.shots=5 evaluation_steps=20
   uv run evaluate.py RUN 'predictives=[map,linearized,sample]' curvature=diagonal
 
+Give an older run what today's are served with, fitted values and conformal thresholds, from now on:
+  uv run evaluate.py RUN calibrate=true
+
 Use a run on a new task, and write predictions.csv:
   uv run evaluate.py RUN support=seen.csv query=ask.csv    regression: columns of x, then of y; with or without a header
   uv run evaluate.py RUN support=letters query=scans       images: a folder with a sub-folder a class, and a folder
@@ -23,7 +26,8 @@ Keys for a new task:
 
 Keys of the run's config, in Hydra's grammar:
   test_tasks  samples  evaluation_steps  predictives  curvature  curvature.prior_precision  algorithm.inner_lr
-  chunk_size  dataset.root  dataset.shots  dataset.queries  likelihood.sigma_noise
+  calibrate  validation_tasks  conformal_tasks  chunk_size  dataset.root  dataset.shots  dataset.queries
+  likelihood.sigma_noise
 """
 NEW_TASK = ("support", "query", "kind", "output")
 

@@ -33,16 +33,16 @@ from typing import Any
 REPO = Path(__file__).parents[1]
 TINY = (  # what an accepted run takes: two steps of a small network
     "trainer.max_steps=2 trainer.val_check_interval=2 trainer.log_every_n_steps=1 test_tasks=2 validation_tasks=2 "
-    "samples=2 evaluation_steps=2 compile=false dataset.meta_batch=2 dataset.queries=2"
+    "samples=2 conformal_tasks=20 evaluation_steps=2 compile=false dataset.meta_batch=2 dataset.queries=2"
 ).split()
 BASES = {  # configs whose keys are tried, the first that has one
-    "sinusoid": ["dataset.shots=3", "model.widths=[4]"],
+    "sinusoid": ["algorithm=llama", "dataset.shots=3", "model.widths=[4]"],
     "maml": ["algorithm=maml", "model.widths=[4]", "optimizer=sgd", "logger=csv"],
     "predictive": ["algorithm=llama_predictive", "model.widths=[4]", "logger=tensorboard"],
-    "hessian": ["curvature=hessian", "model.widths=[2]"],
-    "kfac": ["curvature=kfac", "model.widths=[4]", "dataset=harmonic"],
-    "step": ["dataset=step", "model.widths=[4]", "likelihood=heteroscedastic"],
-    "linear": ["dataset=linear", "model.widths=[4]"],
+    "hessian": ["algorithm=llama", "curvature=hessian", "model.widths=[2]"],
+    "kfac": ["algorithm=llama", "curvature=kfac", "model.widths=[4]", "dataset=harmonic"],
+    "step": ["algorithm=llama", "dataset=step", "model.widths=[4]", "likelihood=heteroscedastic"],
+    "linear": ["algorithm=llama", "lr_schedule=cosine", "dataset=linear", "model.widths=[4]"],
     "wandb": ["dataset.shots=3", "model.widths=[4]", "logger=wandb"],
     "omniglot": ["dataset=omniglot", "algorithm=maml", "likelihood=probit", "model.filters=2"],
 }
@@ -55,8 +55,8 @@ OPTIONAL = (  # keys that null is a value of
     "logger.csv.name logger.csv.version run_name optimizer.fused experiment"
 ).split()
 FROM_ZERO = (  # and 0
-    "seed split_seed eta noise every_minutes momentum algorithm.inner_steps x_range level edge slope intercept phase "
-    "amplitude frequency curvature.seed logger.csv.version"
+    "seed split_seed warmup final eta noise every_minutes momentum algorithm.inner_steps x_range level edge slope "
+    "intercept phase amplitude frequency curvature.seed logger.csv.version"
 ).split()
 NEGATIVE = ["trainer.devices", "logger.csv.version"]  # -1: all
 LISTS = ["model.widths", "predictives", "trainer.devices", "logger.wandb.tags"]
@@ -356,10 +356,11 @@ def fault(case: Case, outcome: Outcome) -> str | None:
             return None
         return "no line that says what is wrong"
     named = [key for key in case.keys if _names(last, key)]
+    named += [word for word in case.tried if word in last]
     values = [word.partition("=")[2] for word in case.tried]
+    named += [value for value in values if len(value) > 20 and value in last]  # a file's name
     if case.script == "evaluate.py":
         named += [value for value in values if value and value in last]
-        named += [word for word in case.tried if word in last]
     return None if named else "its key is not named"
 
 

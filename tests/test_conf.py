@@ -138,7 +138,7 @@ def test_a_smoke_run_of_an_experiment_is_a_smoke_run(config):
     assert config("experiment=omniglot_5way_1shot").trainer.max_steps == 6000
     assert config("experiment=omniglot_5way_1shot", "trainer=smoke").trainer.max_steps == 4
     assert config("experiment=omniglot_5way_1shot", "trainer=smoke", "trainer.max_steps=9").trainer.max_steps == 9
-    assert config().trainer.max_steps == 15000
+    assert config().trainer.max_steps == 10000
 
 
 def test_a_curvature_with_maml_is_for_evaluation(config):
@@ -152,7 +152,7 @@ def test_predictives_without_curvature_are_left_out(config):
 
 
 def test_names_that_others_script_against(config):
-    cfg = config()
+    cfg = config("algorithm=llama")
     for key in (
         "algorithm.inner_lr", "algorithm.inner_steps", "algorithm.first_order", "algorithm.eta",
         "curvature.prior_precision", "dataset.shots", "dataset.queries", "dataset.meta_batch", "optimizer.lr",

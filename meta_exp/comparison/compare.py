@@ -32,17 +32,17 @@ from meta_exp.files import make_folder, replacing, write_rows
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.provenance import provenance
-from meta_exp.runs.restore import Restored, open_run, refits
+from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
 from meta_exp.runs.test_set import score_tasks
 from meta_exp.terminal import cell, plain
-from meta_exp.training.data import EvaluationBatches
+from meta_exp.training.data import CONFORMAL_TASKS, EvaluationBatches, fresh_batches
 from meta_exp.training.learning_curve import read_curve
 from meta_exp.training.precision import set_precision
 
 MARKS = ("config.yaml", "train.log", "metrics.json")  # any of them makes a folder a run's
 WIDEST = 1000  # characters
-SHOWN = ("accuracy", "mse", "nll", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
+SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
 
 
 def compare(folders: Sequence[Path], overrides: Sequence[str] = ()) -> int:
@@ -127,7 +127,7 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     images = len(run.family.input_shape) == 3
     set_precision(run.cfg.get("matmul_precision", "highest"), images)  # the same digits need the same products
     if refits(overrides) and run.cfg.get("calibrate"):
-        _fit(run)
+        _fit(run, keep=keeps(overrides))
     scores = score_tasks(run.learner, run.family, tasks, _device(run), advance)
     return Result(
         folder=run.folder,
@@ -141,12 +141,19 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     )
 
 
-def _fit(run: Restored) -> None:
-    """Fit what is served anew: the run's own values are those of another posterior, or it has none."""
+def _fit(run: Restored, keep: bool) -> None:
+    """Fit what is served anew: the run's own values are those of another posterior, or it has none.
+
+    What is the run's own from now on is kept in its folder.
+    """
     run.learner.to(_device(run)).eval()
     run.family.to(_device(run))
     validation = EvaluationBatches(run.family, "validation", run.cfg.validation_tasks)
-    run.learner.served = calibrate(run.learner, validation).hyper(run.learner)
+    fresh = fresh_batches(run.family, run.cfg.get("conformal_tasks", CONFORMAL_TASKS))
+    calibration = calibrate(run.learner, validation, fresh)
+    calibration.serve(run.learner)
+    if keep:
+        calibration.write(run.folder)
 
 
 def _device(run: Restored) -> torch.device:
@@ -174,10 +181,10 @@ def table(configurations: Sequence[Configuration]) -> Table:
     for title in [*(heading(key) for key in first.label), "predictive", *(TITLES[s] for s in scores), "± over"]:
         out.add_column(cell(title))
     for c in configurations:
-        cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.predictives) for s in scores]
+        cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.rows) for s in scores]
         labels = [cell(value) for value in c.label.values()]
-        over = c.estimate("loss")
-        out.add_row(*labels, "\n".join(c.predictives), *cells, over.over if over else "")
+        over = "\n".join(e.over if (e := c.estimate(f"{kind}/nll")) else "" for kind in c.rows)
+        out.add_row(*labels, "\n".join(c.rows), *cells, over)
     return out
 
 

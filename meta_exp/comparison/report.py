@@ -116,7 +116,7 @@ def _shown(configurations: Sequence[Configuration]) -> list[str]:
 def _rows(configuration: Configuration) -> list[tuple[Configuration, str, dict[str, Estimate | None]]]:
     return [
         (configuration, kind, {score: configuration.estimate(f"{kind}/{score}") for score in TITLES})
-        for kind in configuration.predictives
+        for kind in configuration.rows
     ]
 
 

@@ -51,6 +51,7 @@ METHOD = {  # the groups that a finished run is built from again; each with the 
     "curvature": (Curvature, ("model", "input_shape")),
     "algorithm": (Algorithm, ("model", "likelihood", "curvature")),
     "optimizer": (torch.optim.Optimizer, ("params",)),
+    "lr_schedule": (object, ()),
 }
 TRAINING: dict[str, tuple[type, tuple[str, ...]]] = {  # and those that its training needed
     "trainer": (Trainer, ("callbacks", "logger", "plugins")),
@@ -58,9 +59,10 @@ TRAINING: dict[str, tuple[type, tuple[str, ...]]] = {  # and those that its trai
     "callbacks.last": (Last, ("dirpath",)),
     "callbacks.progress": (TrainingProgress, ()),
 }
+EVALUATION_STEPS = 10  # unless training takes more
 PRECISIONS = ("highest", "high", "medium")
 LEARNER = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
-STREAM = ("seed", "validation_tasks", "test_tasks", "num_tasks")
+STREAM = ("seed", "validation_tasks", "test_tasks", "num_tasks", "conformal_tasks")
 
 
 @dataclass
@@ -77,7 +79,7 @@ class Run:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a composed config with all that follows from it in its place: the run's name, eta, references.
+    """Return a copy of a composed config with all that follows from it in its place: name, eta, steps, references.
 
     It is what is built, saved and shown on dashboards. Its values are those of the constructors' types.
 
@@ -103,9 +105,12 @@ def resolve(cfg: DictConfig) -> DictConfig:
 
 def take_types(cfg: DictConfig) -> None:
     """Convert the values that a learner and its tasks are built from to the constructors' types, where they stand."""
+    chosen = {"curvature": has_curvature(cfg), "lr_schedule": bool(cfg.get("lr_schedule"))}
     for group in METHOD:
-        if group != "curvature" or has_curvature(cfg):
+        if chosen.get(group, True):
             take(cfg[group], _part(cfg, group).keywords)
+    if "evaluation_steps" in cfg and cfg.evaluation_steps is None:
+        cfg.evaluation_steps = max(EVALUATION_STEPS, cfg.algorithm.get("inner_steps", 1))
     for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
         take(cfg, from_keys(target, cfg, *keys).keywords)
 
@@ -151,7 +156,8 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     if has_curvature(cfg):
         curvature = _part(cfg, "curvature")(model=model, input_shape=family.input_shape)
     algorithm = _part(cfg, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
-    return from_keys(Learner, cfg, *LEARNER)(algorithm, _part(cfg, "optimizer"))
+    schedule = _part(cfg, "lr_schedule")() if cfg.get("lr_schedule") else None
+    return from_keys(Learner, cfg, *LEARNER)(algorithm, _part(cfg, "optimizer"), schedule=schedule)
 
 
 def _part(cfg: DictConfig, key: str) -> Any:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,9 @@ MODULES = {  # whose classes a saved config may name in a group
     "curvature": "meta_exp.curvature",
     "algorithm": "meta_exp.algorithms",
     "optimizer": "torch.optim",
+    "lr_schedule": "meta_exp.training",
 }
+OPTIONAL = ("lr_schedule",)  # which earlier versions had not
 NEVER_BUILT = {  # and in the groups that only a training needs
     "trainer": ("meta_exp.training.trainer",),
     "logger": ("meta_exp.training.loggers", "pytorch_lightning.loggers"),
@@ -62,9 +63,12 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "test_tasks",
     "calibrate",
     "validation_tasks",
+    "conformal_tasks",
 )
+LATER = ("calibrate", "conformal_tasks")  # keys that the config of an older run may lack
 TUNED = "prior_precision.json"  # of a run of an earlier version
-REFITTED = ("curvature", "likelihood", "calibrate")
+REFITTED = ("curvature", "likelihood", "calibrate", "conformal_tasks")
+HARMLESS = ("calibrate", "validation_tasks", "conformal_tasks", "test_tasks", "chunk_size", "dataset.root")
 GROUPS = (*MODULES, *NEVER_BUILT, "experiment")
 LEARNED = {"likelihood.sigma_noise", "curvature.prior_precision"}  # unless their group's ``learned`` is false
 
@@ -121,7 +125,7 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
     require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
-    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg]
+    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg and key not in OPTIONAL]
     require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
     _refuse_unsafe(cfg, file)
     _place_data(cfg)
@@ -213,9 +217,7 @@ def _set(cfg: DictConfig, override: Override) -> None:
     key, value = override.key_or_group, override.value()
     known = [".".join(path) for path, _ in _walk(OmegaConf.to_container(cfg, resolve=False), ())]
     remedy = "".join(f"did you mean {near}?" for near in get_close_matches(key, known, 1))
-    require(
-        override.is_add() or key in (*known, "calibrate"), key, "a key of the run's config", "an unknown one", remedy
-    )
+    require(override.is_add() or key in (*known, *LATER), key, "a key of the run's config", "an unknown one", remedy)
     remedy = "use evaluation_steps" if key == "algorithm.inner_steps" else ""
     require(within(key, OVERRIDABLE), key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
     if key == "dataset.ways":
@@ -253,18 +255,18 @@ def refits(overrides: Sequence[str]) -> bool:
     return any(within(override.lstrip("+").partition("=")[0], REFITTED) for override in overrides)
 
 
+def keeps(overrides: Sequence[str]) -> bool:
+    """Whether what is fitted under ``overrides`` is the run's own, to be served whenever it is restored."""
+    return all(within(override.lstrip("+").partition("=")[0], HARMLESS) for override in overrides)
+
+
 def _take_calibration(learner: Learner, folder: Path) -> None:
     """Take what was fitted after training; of a run of an earlier version its tuned tau, for all predictives."""
-    file = folder / CALIBRATION
-    if file.is_file():
+    if (file := folder / CALIBRATION).is_file():
         try:
-            found = Calibration(**json.loads(file.read_text()))
-            finite = all(0 < float(v) < inf for values in found.values.values() for v in values.values())
-            served = found.hyper(learner) if finite else {}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: expected the values of a calibration, got {one_line(error)}") from error
-        require(finite, str(file), "values > 0", "others")
-        learner.served = served
+            Calibration.read(folder).serve(learner)
+        except KeyError as error:
+            raise ValueError(f"{file}: expected values that the run leaves free, got {one_line(error)}") from error
     if (file := folder / TUNED).is_file():
         try:
             tau = json.loads(file.read_text())["prior_precision"]

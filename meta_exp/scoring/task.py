@@ -14,6 +14,7 @@ from meta_exp.algorithms import Algorithm
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods.predictive import Predictive
 from meta_exp.scoring import metrics
+from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.foreign import Foreign, beyond_support
 
@@ -35,12 +36,14 @@ def evaluate(
     steps: int,
     predictives: Sequence[str],
     served: Mapping[str, Hyper] | None = None,
+    conformal: Mapping[str, Conformal] | None = None,
 ) -> Scores:
     """Adapt one task by ``steps`` steps and score its query set.
 
     ``served`` holds the values that a predictive was calibrated to, in place of those of ``meta``; its scores as
-    trained are then there too, with ``_raw`` behind their names. Classes need ``foreign`` images for the AUROC of
-    telling them from the task's own; without them it is left out.
+    trained are then there too, with ``_raw`` behind their names. ``conformal`` holds the thresholds of a predictive,
+    whose coverage and width or set size are then scored. Classes need ``foreign`` images for the AUROC of telling them
+    from the task's own; without them it is left out.
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
@@ -94,6 +97,8 @@ def evaluate(
         elif foreign is not None:
             detection = metrics.foreign_detection(doubt, predict(foreign.x).uncertainty(), foreign.foreign)
             scores["auroc"], histograms["entropy"] = detection
+        if conformal and kind in conformal:
+            scores |= conformal[kind].scores(predictive, query.y)
         each |= {f"{kind}/{name}": value for name, value in scores.items()}
         pooled |= {f"{kind}/{name}": value for name, value in histograms.items()}
     return Scores(each, pooled)

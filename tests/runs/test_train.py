@@ -46,7 +46,14 @@ def test_precision_of_products(config, precision):
     torch.testing.assert_close(weights[precision], weights["highest"], rtol=1e-2, atol=2e-3)
 
 
-QUICK = ["trainer=smoke", "logger=none", "model.widths=[4]", "dataset.meta_batch=2", "validation_tasks=4"]
+QUICK = [
+    "trainer=smoke",
+    "algorithm=llama",
+    "logger=none",
+    "model.widths=[4]",
+    "dataset.meta_batch=2",
+    "validation_tasks=4",
+]
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
