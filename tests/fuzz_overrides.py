@@ -50,7 +50,7 @@ ANY = ["abc", "''", "", "null", "true", "[]", "[1,2]", "[abc]", "{a:1}", "???", 
 NUMBERS = ["0", "-1", "1.5", "1e2", "-1e30", "1e30", "1e-30", "inf", "nan", "99999999999999999999", "2147483648"]
 WORDS = ["../x", "/", "a b", "5", "x" * 300, "'a\nb'", "~", "$HOME"]
 OPTIONAL = (  # keys that null is a value of
-    "num_tasks hyper_lr calibrate chunk_size algorithm.eta curvature.probes trainer.gradient_clip_val "
+    "num_tasks evaluation_steps hyper_lr calibrate chunk_size algorithm.eta curvature.probes trainer.gradient_clip_val "
     "trainer.gradient_clip_algorithm callbacks.last.every_n_steps callbacks.last.every_minutes logger.wandb.entity "
     "logger.csv.name logger.csv.version run_name optimizer.fused experiment"
 ).split()
@@ -141,7 +141,8 @@ def training_cases(pairs: int, seed: int) -> list[Case]:
                     own.append(Case("train.py", needed, (word,), (group,), ({},)))
         cases += own
         for _ in range(pairs):
-            one, two = chance.sample(own, 2)
+            one = chance.choice(own)
+            two = chance.choice([case for case in own if case.keys != one.keys])
             tried, keys, defaults = (one.tried + two.tried, one.keys + two.keys, one.defaults + two.defaults)
             cases.append(Case("train.py", needed, tried, keys, defaults))
     return cases

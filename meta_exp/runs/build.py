@@ -213,7 +213,8 @@ def _refuse_chosen(cfg: DictConfig) -> None:
     require(OmegaConf.is_dict(cfg.choices), "choices", "what groups say", cfg.choices, "choose by GROUP=NAME")
     for group in cfg.choices:
         chosen = hydra.runtime.choices.get(group)
-        require(group in hydra.runtime.choices, group, "an option", "none", f"choose one by {group}=NAME")
+        key = group if group in METHOD else f"choices.{group}"
+        require(group in hydra.runtime.choices, key, "an option", "none", f"choose one by {group}=NAME")
         option, remedy = cfg.choices[group], f"choose by {group}=NAME"
         require(option == chosen, f"choices.{group}", f"the option chosen, {chosen}", option, remedy)
 

@@ -47,6 +47,7 @@ REFUSED = {
     "dataset.shots=2147483648": r"dataset.shots: expected at most 100000, got 2147483648",
     "dataset.x_range=[0,inf]": "dataset.x_range: expected a finite number",
     "dataset.x_range=[0,1e30]": r"dataset.x_range: expected at most 1e\+06, got 1e\+30",
+    "dataset.noise=1e-30": r"dataset.noise: expected a number from 1e-06 to 1e\+06, got 1e-30",
     "dataset.noise=nan": "dataset.noise: expected a finite number, got nan",
     "model.widths=[true]": "model.widths: expected a value of the form",
     "model.widths=[90000,90000]": r"model.widths: expected at most 100000000 weights, got \[90000, 90000\]",

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meta_exp.config.checks import require, require_at_most
+from meta_exp.config.checks import require, require_at_most, require_within
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.functions.picture import Fan
 from meta_exp.tasks.functions.prior import Prior
 
-LARGEST = 1e6  # of a number of the tasks, whose squares have to fit into float32
+SMALLEST, LARGEST = 1e-6, 1e6  # of a number of the tasks, whose squares have to fit into float32
 POINTS = 10**5  # of a set, or tasks of a meta-batch
 Range = tuple[float, float]
 Values = NDArray[np.float64]
@@ -49,7 +49,7 @@ class CurveTasks(ABC):
             require(ordered, f"dataset.{name}", "[low, high] with low <= high", list(low_high))
             require_at_most(LARGEST, f"dataset.{name}", max(map(abs, low_high)))
         require(self.noise >= 0, "dataset.noise", "a standard deviation >= 0", self.noise)
-        require_at_most(LARGEST, "dataset.noise", self.noise)
+        require_within((SMALLEST, LARGEST), "dataset.noise", self.noise or LARGEST)
 
     @abstractmethod
     def curves(self, rng: np.random.Generator, tasks: int) -> Curves:
