@@ -1,6 +1,7 @@
 """What every refusal of a setting looks like: the key, what was expected, what was given, and the remedy."""
 
 LONGEST = 200  # characters of what was given
+NO_MEMORY = ("DefaultCPUAllocator", "out of memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def require(holds: bool, key: str, expected: str, got: object, remedy: str = "") -> None:
@@ -29,3 +30,10 @@ def shown(value: object) -> str:
     """Return ``value`` as it would be written in Python, cut where it is long."""
     words = repr(value)
     return words if len(words) <= LONGEST else f"{words[:LONGEST]} ..."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of a GPU or of the machine, was not enough; PyTorch says the latter in words alone."""
+    words = str(error)
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(part in words for part in NO_MEMORY))

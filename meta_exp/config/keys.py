@@ -15,9 +15,9 @@ SERVED = ("calibrate", "conformal_tasks", "tune_prior_precision")  # how a train
 SCORED = ("test_tasks", "samples", "predictives")  # what is computed once it is trained
 VALIDATED = ("evaluation_steps",)  # and what its validation goes by too, so that it may change when that is over
 PLACED = ("run_dir", "run_name")  # set by the folder
-NOT_IN_NAME = ("experiment", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
+NOT_IN_NAME = ("experiment", "trust", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
 MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *SCORED, *PLACED)  # when a run goes on
-NOT_COMPARED = ("seed", "name", "format", "callbacks", "conformal_tasks", *COMPUTED, *WATCHED, *PLACED)
+NOT_COMPARED = ("seed", "name", "format", "callbacks", "scores", "conformal_tasks", *COMPUTED, *WATCHED, *PLACED)
 
 
 def within(key: str, prefixes: Sequence[str]) -> bool:

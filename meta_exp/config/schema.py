@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from hydra.errors import HydraException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from meta_exp.config.checks import one_line, require, shown
 
@@ -122,6 +122,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
     except ValidationError as error:
         found = [_expected(one["msg"], hint) for one in error.errors()]
         raise ValueError(f"{key}: expected {' or '.join(dict.fromkeys(found))}, got {shown(value)}") from error
+    except PydanticUserError:  # an annotation of somebody else's that is no type of values
+        return value
     require(_as_meant(value, converted), key, _form(hint), shown(value))
     return converted
 

@@ -1,8 +1,9 @@
 """A composed config resolved, and then built: the task family with its stream, the learner and the trainer."""
 
+import inspect
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -12,21 +13,22 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from meta_exp import likelihoods
-from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import one_line, require, shown
-from meta_exp.config.keys import flatten
-from meta_exp.config.schema import constructor, from_keys, take
-from meta_exp.curvature import Curvature
-from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
+from meta_exp.config.keys import flatten, within
+from meta_exp.config.schema import TARGET, constructor, from_keys, take
+from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_unfit
 from meta_exp.runs.names import run_name
-from meta_exp.tasks.stream import TaskFamily
+from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
+from meta_exp.tasks import fitness
+from meta_exp.tasks.stream import TaskFamily, draw_tasks
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best, Last
 from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
@@ -44,21 +46,22 @@ for message in (
     ".*_prims_common.check.*",
 ):
     warnings.filterwarnings("ignore", message=message)
-METHOD = {  # the groups that a finished run is built from again; each with the kind of its classes and what it is given
-    "dataset": (object, ()),
-    "model": (nn.Module, ("input_shape", "outputs")),
-    "likelihood": (likelihoods.Likelihood, ()),
-    "curvature": (Curvature, ("model", "input_shape")),
-    "algorithm": (Algorithm, ("model", "likelihood", "curvature")),
-    "optimizer": (torch.optim.Optimizer, ("params",)),
-    "lr_schedule": (object, ()),
+METHOD: dict[str, tuple[str, ...]] = {  # the groups that a finished run is built from again, and what each is given
+    "dataset": (),
+    "model": ("input_shape", "outputs"),
+    "likelihood": (),
+    "curvature": ("model", "input_shape"),
+    "algorithm": ("model", "likelihood", "curvature"),
+    "optimizer": ("params",),
+    "lr_schedule": (),
 }
-TRAINING: dict[str, tuple[type, tuple[str, ...]]] = {  # and those that its training needed
+TRAINING: dict[str, tuple[type, tuple[str, ...]]] = {  # and those that its training needed, with their classes
     "trainer": (Trainer, ("callbacks", "logger", "plugins")),
     "callbacks.best": (Best, ("dirpath",)),
     "callbacks.last": (Last, ("dirpath",)),
     "callbacks.progress": (TrainingProgress, ()),
 }
+OTHERS: dict[str, type] = {"callbacks": Callback, "logger": Logger, "scores": object}  # of any names
 EVALUATION_STEPS = 10  # unless training takes more
 PRECISIONS = ("highest", "high", "medium")
 LEARNER = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
@@ -90,9 +93,13 @@ def resolve(cfg: DictConfig) -> DictConfig:
     for group in ("dataset", "model", "likelihood", "algorithm", "optimizer", "trainer", "callbacks"):
         chosen = OmegaConf.is_dict(cfg.get(group))
         require(chosen, group, "the name of an option", cfg.get(group), f"choose one by {group}=NAME")
+    require(OmegaConf.is_dict(cfg.get("scores", {})), "scores", "scores by name", cfg.get("scores"))
     _refuse_dangling(cfg)
     _refuse_chosen(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
+    trust = trusted_modules(cfg.get("trust"))
+    refuse_unsafe(OmegaConf.to_container(cfg, resolve=True), trust)
+    _take_own_classes(cfg, trust)
     OmegaConf.resolve(cfg)
     take_types(cfg)
     for key in _training_parts(cfg):
@@ -101,6 +108,24 @@ def resolve(cfg: DictConfig) -> DictConfig:
         structure: Any = _part(cfg, "curvature").func
         cfg.algorithm.eta = structure.default_eta
     return cfg
+
+
+def _take_own_classes(cfg: DictConfig, trust: Sequence[str]) -> None:
+    """Let ``GROUP._target_=my_package.Class`` on the command line take the place of the group's whole option.
+
+    The choice has its name then, in tables too, and what the option has set stays where the class has such a key.
+    """
+    given = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    keys = {override.lstrip("+").partition("=")[0] for override in given}
+    for group in [group for group in MODULES if f"{group}._target_" in keys and within(cfg[group]._target_, trust)]:
+        known = inspect.signature(get_class(cfg[group]._target_)).parameters
+        with open_dict(cfg):
+            if group in cfg.choices:
+                cfg.choices[group] = cfg[group]._target_.rpartition(".")[2]
+            for key in [
+                key for key in cfg[group] if not (key in known or key == "_target_" or f"{group}.{key}" in keys)
+            ]:
+                cfg[group].pop(key)
 
 
 def take_types(cfg: DictConfig) -> None:
@@ -119,10 +144,13 @@ def build(cfg: DictConfig) -> Run:
     """Build everything that a resolved config names; raises ValueError where a setting is out of range."""
     from_keys(_rest, cfg, "name", "calibrate", "matmul_precision")()
     family = _part(cfg, "dataset")()
+    if not _is_ours(family):
+        fitness.refuse_unfit(family)
     set_precision(cfg.matmul_precision, images=len(family.input_shape) == 3)
     stream = from_keys(TaskStream, cfg, *STREAM)(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
+    _try_scores(learner, family)
     _try_optimizer(_part(cfg, "optimizer"))
     folder = Path(cfg.run_dir)
     callbacks: dict[str, Any] = {}
@@ -151,20 +179,24 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     outputs = likelihood.outputs_for(family.outputs)
     model = _part(cfg, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
-    refuse_fused_norms(model, family.input_shape)
+    if _is_ours(model):
+        refuse_fused_norms(model, family.input_shape)
+    else:
+        refuse_unfit(model, family.input_shape, outputs)
     curvature = None
     if has_curvature(cfg):
         curvature = _part(cfg, "curvature")(model=model, input_shape=family.input_shape)
     algorithm = _part(cfg, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
     schedule = _part(cfg, "lr_schedule")() if cfg.get("lr_schedule") else None
-    return from_keys(Learner, cfg, *LEARNER)(algorithm, _part(cfg, "optimizer"), schedule=schedule)
+    scores = {name: _part(cfg, f"scores.{name}")() for name in cfg.get("scores") or {}}
+    learner = from_keys(Learner, cfg, *LEARNER)
+    return learner(algorithm, _part(cfg, "optimizer"), schedule=schedule, scores=scores)
 
 
 def _part(cfg: DictConfig, key: str) -> Any:
     """Return the constructor that stands at the dotted ``key``."""
     group, _, name = key.partition(".")
-    others = {"callbacks": Callback, "logger": Logger}
-    kind, given = {**METHOD, **TRAINING}.get(key) or (others[group], ())
+    kind, given = TRAINING.get(key) or (OTHERS.get(group, object), METHOD.get(group, ()))
     found = cfg.get(group)
     return constructor(found.get(name) if name and OmegaConf.is_dict(found) else found, key, kind, given)
 
@@ -215,8 +247,9 @@ def _refuse_chosen(cfg: DictConfig) -> None:
         chosen = hydra.runtime.choices.get(group)
         key = group if group in METHOD else f"choices.{group}"
         require(group in hydra.runtime.choices, key, "an option", "none", f"choose one by {group}=NAME")
+        named = str(cfg[group].get(TARGET)).rpartition(".")[2] if OmegaConf.is_dict(cfg.get(group)) else None
         option, remedy = cfg.choices[group], f"choose by {group}=NAME"
-        require(option == chosen, f"choices.{group}", f"the option chosen, {chosen}", option, remedy)
+        require(option in (chosen, named), f"choices.{group}", f"the option chosen, {chosen}", option, remedy)
 
 
 def _try_optimizer(optimizer: partial[Any]) -> None:
@@ -240,6 +273,25 @@ def _refusal(optimizer: Callable[..., Any], values: dict[str, Any]) -> str | Non
     except (TypeError, ValueError, RuntimeError) as error:
         return one_line(error)
     return None
+
+
+def _is_ours(part: object) -> bool:
+    """Whether a part is of our own, which tests hold, and not the user's, which is tried before it trains."""
+    return within(type(part).__module__, ["meta_exp"])
+
+
+def _try_scores(learner: Learner, family: TaskFamily) -> None:
+    """Score a task where there are scores of the user's own; raises ValueError where they cannot."""
+    if not learner.scores:
+        return
+    try:
+        episodes = draw_tasks(family, "validation", 0, 2)
+        learner.evaluate(episodes, learner.evaluation_steps, learner.predictives)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # the user's own code, which may fail in any way
+        names, got = ", ".join(learner.scores), f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(f"scores: expected {names} to score a task under vmap, got {got}") from error
 
 
 def has_curvature(cfg: DictConfig) -> bool:
