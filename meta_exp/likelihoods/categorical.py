@@ -56,7 +56,8 @@ class Categorical(Likelihood):
 
     def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return d log p(y | f) / df [N, C] = [y = c] - p_c."""
-        return F.one_hot(y, outputs.shape[-1]) - outputs.softmax(-1)
+        # not one_hot, which looks at values and so does not go under grad and vmap
+        return (y[:, None] == torch.arange(outputs.shape[-1], device=y.device)).to(outputs) - outputs.softmax(-1)
 
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, C, C-1] with S_n S_n^T = Lambda_n = diag(p) - p p^T.
@@ -73,6 +74,11 @@ class Categorical(Likelihood):
         v = root + torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)[-1]
         reflected = full - (full @ v[..., :, None]) * (v / (1 + root[..., -1:]))[..., None, :]
         return reflected[..., :-1]
+
+    def weigh(self, outputs: Tensor, v: Tensor) -> Tensor:
+        """Return (diag(p) - p p^T) v."""
+        p = outputs.softmax(-1)
+        return p * (v - (p * v).sum(-1, keepdim=True))
 
     def rank(self, outputs: int) -> int:
         """Columns of each S_n: the logits' common shift carries no information."""
