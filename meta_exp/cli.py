@@ -4,12 +4,14 @@ Ctrl-C and SIGTERM end it with 130 and 143, as a shell says it, in one line too.
 """
 
 import atexit
+import errno
 import gc
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,14 +20,24 @@ from difflib import get_close_matches
 from types import FrameType, TracebackType
 from typing import Any
 
-from meta_exp.config.checks import one_line
-from meta_exp.terminal import PlainFormatter, plain, plain_lines
+from meta_exp.config.checks import is_out_of_memory, one_line
+from meta_exp.terminal import PlainFormatter, open_streams, plain, plain_lines
 
+ENDED_BY = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
+END_S = 3.0  # for what is to be put away at the end of a process that was asked to end
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LESS_MEMORY = (
+    "take fewer tasks at once by chunk_size=1 or more, train with checkpoint_steps=true, or take a smaller model"
+)
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
 
 def run(command: Callable[[], None]) -> None:
     """Run a Hydra command; set HYDRA_FULL_ERROR=1 to see the traceback of an expected error too."""
+    open_streams()
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
+    if os.environ.get("META_EXP_DATA") == "":  # as good as not set
+        del os.environ["META_EXP_DATA"]
     # a further process of a data-parallel run has inherited what the first one sets below
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     # conf/hydra/launcher says more than its plugins' configs of the same names
@@ -35,13 +47,19 @@ def run(command: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
     _speak_plainly()
     signal.signal(signal.SIGTERM, _terminate)
-    done = threading.Event()
-    atexit.register(lambda: end_at_once() if done.is_set() else None)  # registered first, it is called last
+    ended: list[int] = []  # the code of a process that has nothing left to do
+    atexit.register(lambda: end_at_once(*ended) if ended else None)  # registered first, it is called last
     try:
         command()
-        done.set()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        ended.append(0)
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = 128 + signal.SIGINT if isinstance(end, KeyboardInterrupt) else end.code
+        if code not in ENDED_BY:
+            raise
+        ended.append(code)
+        print(f"ended by {ENDED_BY[code].name}", file=sys.stderr)
+        threading.Thread(target=_end_soon, args=ended, daemon=True).start()
+        sys.exit(code)
     except Exception as error:
         if traceback_wanted or not _expected(error):
             raise
@@ -81,20 +99,32 @@ def _speak_plainly() -> None:
         logging.lastResort.setFormatter(PlainFormatter())
 
 
+def _at_home(word: str) -> str:
+    """Return ``key=~/a`` with the home folder in place of ``~``, which a shell leaves as it is behind a ``=``."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     """End in order: what is open is closed, and the lock on a run's folder is let go."""
     sys.exit(128 + number)
 
 
-def end_at_once() -> None:
+def _end_soon(code: int) -> None:
+    """End a process that was asked to, although its exit waits for something: workers of a compiler, a server."""
+    time.sleep(END_S)
+    end_at_once(code)
+
+
+def end_at_once(code: int = 0) -> None:
     """End a process that has done all that it was to do.
 
-    To take the interpreter apart, with all that PyTorch has loaded, takes another 1.5 s.
+    To take the interpreter apart, with all that PyTorch has loaded, takes another 1.5 s, and many after a compilation.
     """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def _expected(error: Exception) -> bool:
@@ -102,7 +132,7 @@ def _expected(error: Exception) -> bool:
     from omegaconf.errors import OmegaConfBaseException
 
     known = HydraException | OmegaConfBaseException | ValueError | OSError | FloatingPointError
-    return isinstance(error, known) or _missing_extra(error) is not None
+    return isinstance(error, known) or is_out_of_memory(error) or _missing_extra(error) is not None
 
 
 def _missing_extra(error: Exception) -> str | None:
@@ -114,15 +144,20 @@ def _missing_extra(error: Exception) -> str | None:
 
 def reason(error: Exception) -> str:
     """Return what an error says, in one line, without what only Hydra's authors need."""
+    from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        remedy = "; make room there, and give the same command again"
+        words = error.strerror + (remedy if error.errno in FULL and "make room" not in error.strerror else "")
+        return f"{error.filename}: {words}" if error.filename else words
+    if is_out_of_memory(error):
+        return f"out of memory ({one_line(error)[:200]}); {LESS_MEMORY}"
     if extra := _missing_extra(error):
         return f"this launcher is not installed; it comes with uv run --extra {extra} train.py ..."
     text = str(error).split("Config search path")[0]
-    cause = error.__cause__
+    cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         near = get_close_matches(str(cause.key), [str(key) for key in cause.parent_node], 1)
         text = text.split("To append")[0] + f"No such key {cause.full_key}"

@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from conftest import compose_run
 from omegaconf import OmegaConf
 
 from meta_exp.algorithms import LLAMA, MAML
@@ -21,10 +22,14 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "model=conv4": ["dataset=omniglot"],
     "model=conv4_small": ["dataset=omniglot"],
     "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
+    "model=resnet12": ["dataset=omniglot"],
+    "model=resnet12_small": ["dataset=omniglot"],
     "likelihood=categorical": ["dataset=omniglot"],
     "likelihood=probit": ["dataset=omniglot"],
-    "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
+    "likelihood=poisson": ["dataset._target_=counts.CountTasks", "trust=[counts]"],
 }
+CURVATURES = sorted(file.stem for file in (CONF / "curvature").glob("*.yaml"))
+OF_THEIR_OWN = ("abml", "bmaml", "platipus")  # posteriors
 REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
 
 
@@ -50,21 +55,43 @@ def test_every_option_builds(config, option):
     assert run.learner.evaluation_steps >= min(run.learner.algorithm.inner_steps, 1)
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """What each option of model and curvature composes to, once for all."""
+    folder = tmp_path_factory.mktemp("parts")
+    models = {name: compose_run(folder, f"model={name}").model for name in options("model")}
+    for name in ("resnet12", "resnet12_small"):
+        models[name].channels = [8, 8, 8, 8]  # a large one is slow to probe
+    return {"model": models, "curvature": {n: OmegaConf.load(CONF / "curvature" / f"{n}.yaml") for n in CURVATURES}}
+
+
 @pytest.mark.parametrize("dataset", options("dataset"))
-def test_every_choice_builds_where_it_has_a_meaning(config, tmp_path, dataset):
+def test_every_choice_builds_where_it_has_a_meaning(config, parts, tmp_path, dataset):
     """What has none: Conv4 without images, LLAMA without a curvature, the dense Hessian of a large network.
 
-    llama_predictive takes a curvature that finds the mode, and for classes likelihood=probit.
+    llama_predictive takes a curvature that finds the mode, and for classes likelihood=probit; what has a posterior of
+    its own takes no curvature. Models and curvatures are put into one composed config for each algorithm.
     """
     images = dataset in ("omniglot", "mini_imagenet")
-    for model, algorithm, curvature in product(options("model"), options("algorithm"), options("curvature")):
-        choices = {"dataset": dataset, "model": model, "algorithm": algorithm, "curvature": curvature}
-        cfg = config(*(f"{group}={option}" for group, option in choices.items()), run_dir=tmp_path)
-        assert dict(cfg.choices) == choices
-        meaning = (images or model == "mlp") and not (images and curvature == "hessian")
-        meaning &= (algorithm, curvature) != ("llama", "none")
-        meaning &= algorithm != "llama_predictive" or (curvature in ("ggn", "last_layer") and not images)
-        assert builds(cfg) == meaning, choices
+    for algorithm in options("algorithm"):
+        cfg = config(f"dataset={dataset}", f"algorithm={algorithm}", run_dir=tmp_path)
+        assert (cfg.choices.dataset, cfg.choices.algorithm) == (dataset, algorithm)
+        for model, curvature in product(options("model"), CURVATURES):
+            cfg.model, cfg.curvature = parts["model"][model], parts["curvature"][curvature]
+            cfg.choices.curvature = curvature
+            meaning = (images or model == "mlp") and not (images and curvature == "hessian")
+            meaning &= (algorithm, curvature) != ("llama", "none")
+            meaning &= algorithm != "llama_predictive" or (curvature in ("ggn", "last_layer") and not images)
+            meaning &= algorithm not in OF_THEIR_OWN or curvature == "none"
+            assert builds(cfg) == meaning, (model, algorithm, curvature)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_a_choice_wins_over_what_an_algorithm_brings(config, tmp_path, curvature):
+    """Both brought by one command line, as the product above does not compose them."""
+    for algorithm in options("algorithm"):
+        cfg = config(f"algorithm={algorithm}", f"curvature={curvature}", run_dir=tmp_path)
+        assert (cfg.choices.algorithm, cfg.choices.curvature) == (algorithm, curvature)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
@@ -138,7 +165,7 @@ def test_a_smoke_run_of_an_experiment_is_a_smoke_run(config):
     assert config("experiment=omniglot_5way_1shot").trainer.max_steps == 6000
     assert config("experiment=omniglot_5way_1shot", "trainer=smoke").trainer.max_steps == 4
     assert config("experiment=omniglot_5way_1shot", "trainer=smoke", "trainer.max_steps=9").trainer.max_steps == 9
-    assert config().trainer.max_steps == 15000
+    assert config().trainer.max_steps == 10000
 
 
 def test_a_curvature_with_maml_is_for_evaluation(config):
@@ -152,7 +179,7 @@ def test_predictives_without_curvature_are_left_out(config):
 
 
 def test_names_that_others_script_against(config):
-    cfg = config()
+    cfg = config("algorithm=llama")
     for key in (
         "algorithm.inner_lr", "algorithm.inner_steps", "algorithm.first_order", "algorithm.eta",
         "curvature.prior_precision", "dataset.shots", "dataset.queries", "dataset.meta_batch", "optimizer.lr",

@@ -104,6 +104,7 @@ class KFAC(Curvature):
         seed: int = 0,
     ) -> None:
         require(probes is None or probes >= 1, "curvature.probes", "null or at least 1", probes)
+        require(seed >= 0, "curvature.seed", "an integer >= 0", seed)
         super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
         self.probes = probes
         self.table = 2.0 * torch.randint(2, (TABLE,), generator=torch.Generator().manual_seed(seed)) - 1
@@ -153,8 +154,8 @@ def _inputs(layer: nn.Module, a: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     if isinstance(layer, Conv2d) and layer.prefers_patches(a):
         a = layer.patches(a).flatten(0, 2)
-        columns = torch.arange(a[0].numel() + 1, device=a.device)
-        columns[:-1] = columns[:-1].view(a.shape[1:]).T.flatten()
+        columns = torch.arange(a[0].numel(), device=a.device).view(a.shape[1:]).T.flatten()
+        columns = columns if layer.bias is None else torch.cat([columns, columns.new_tensor([len(columns)])])
         return with_bias(layer, a.flatten(1)), columns
     if isinstance(layer, nn.Conv2d):
         return patches(layer, a).mT.flatten(0, 1), None

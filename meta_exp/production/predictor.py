@@ -10,8 +10,10 @@ n_features], its y [n_samples] or [n_samples, n_outputs], and a prediction has a
 low; ``Predictor.read`` makes such an array of files, and what training normalised is normalised here. Classes keep
 their labels.
 
-A network with batch statistics sees the images of one call together, as it did in training: give it all that are to be
-predicted at once.
+A network with batch statistics depends on what stands beside an image. In training that is a query set with as many
+images of each class, which nobody can promise for new ones: alone or with others of its class an image is classified by
+chance. So each is predicted beside the task's support, and beside nothing else: an answer does not depend on what else
+is asked. docs/evaluation.md has what that costs and what it saves.
 
 Threads may share a predictor, its tasks and its networks: what runs the network waits for its turn, since the
 parameters of a task stand in the one network while it runs, and each answer is the one that a single thread would get.
@@ -19,15 +21,17 @@ A generator that is given belongs to one thread. Nothing is gained in speed: for
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from meta_exp.adaptation import Noise, Params
 from meta_exp.config.checks import require
@@ -37,27 +41,36 @@ from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, P
 from meta_exp.models import couples_points
 from meta_exp.prediction import KINDS, Prediction
 from meta_exp.runs.restore import Restored, open_run
+from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import read_images
 from meta_exp.training.learner import EVALUATION, Adapted, Learner
 
 Array = Any  # a NumPy array or a tensor, whichever was given
-POINTS = 1000  # predicted at once, where points are independent; bounds the memory
+Interval = tuple[Array, Array]
+METHODS = ("predictive", "conformal")  # of an interval
+POINTS = 1000  # that a network sees at once, those of the support that stand beside others included; bounds the memory
 
 
-def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
+def load(
+    folder: str | Path,
+    overrides: str | Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    trust: str | Sequence[str] = (),
+) -> "Predictor":
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
     Args:
         folder: of the run, as train.py made it.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
         device: where to compute; posterior draws are the same on each.
+        trust: modules of your own whose classes the run's config may name; they are imported.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides)
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust)
     run.learner.to(device)
     return Predictor(run)
 
@@ -72,19 +85,33 @@ class Regression:
     mean: Array
     variance: Array
     _predictive: NumberPredictive
+    _conformal: Conformal | None = None
 
     @property
     def std(self) -> Array:
         """The standard deviation, [n] or [n, outputs]."""
         return self.variance**0.5
 
-    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """Return the lower and upper end of the central interval that holds y with probability ``level``.
+    def interval(self, level: float = 0.95, method: Literal["predictive", "conformal"] = "predictive") -> Interval:
+        """Return the lower and upper end of an interval that holds y with probability ``level``.
 
-        One of counts holds y with that probability or more.
+        Args:
+            level: the probability, between 0 and 1.
+            method: ``predictive``, the central interval of the predictive, which is right where the predictive is, and
+                of counts holds y with that probability or more; or ``conformal``, mean +- q std, which on average over
+                tasks like the run's, with as many examples, holds y with that probability whatever the predictive is
+                worth; infinite where the run's calibration had too few tasks for the level.
+
+        Raises:
+            ValueError: the level is no probability, or the run has no thresholds for conformal intervals.
         """
         require(0 < level < 1, "level", "a probability between 0 and 1", level)
-        low, high = self._predictive.interval(level)
+        require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
+        if method == "conformal":
+            std = self._predictive.variance.sqrt()
+            low, high = _known("method=conformal", self._conformal).interval(self._predictive.mean, std, level)
+        else:
+            low, high = self._predictive.interval(level)
         return _as_given(low.reshape(self.mean.shape), self.mean), _as_given(high.reshape(self.mean.shape), self.mean)
 
 
@@ -96,6 +123,21 @@ class Classification:
     entropy: Array
     labels: Array
     classes: Array
+    _predictive: ClassPredictive
+    _conformal: Conformal | None = None
+
+    def prediction_set(self, level: float = 0.95, empty: bool = False) -> Array:
+        """Return which classes are in the conformal set of each point, booleans [n, k] in the order of ``classes``.
+
+        On average over tasks like the run's, with as many classes and examples, the set holds the true class with
+        probability ``level`` or more. The likeliest class is always in it; with ``empty`` it need not be, and the
+        probability is ``level``: a set that is empty then says that nothing fits.
+
+        Raises:
+            ValueError: the level is no probability, or the run has no thresholds for conformal sets.
+        """
+        record = _known("prediction_set", self._conformal)
+        return _as_given(record.prediction_set(self._predictive.probabilities, level, empty), self.probabilities)
 
 
 class Turn:
@@ -124,7 +166,7 @@ class Predictor:
         input_shape: of one input.
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
-        coupled: whether a prediction depends on what else is predicted in the same call.
+        coupled: whether the network's output at a point depends on what stands beside it.
         turn: held by the thread that runs the network.
     """
 
@@ -170,7 +212,7 @@ class Predictor:
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
             require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
         flat = classes is None and np.ndim(y) == 1
-        return AdaptedTask(self, served, len(inputs), classes, flat)
+        return AdaptedTask(self, served, inputs, classes, flat)
 
     def inputs(self, x: Array) -> Tensor:
         """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
@@ -243,7 +285,7 @@ class AdaptedTask:
 
     predictor: Predictor
     served: dict[str, Adapted]  # by predictive; each with the values that it was calibrated to
-    points: int
+    support: Tensor  # inputs [N, ...] of the network, which it adapted to
     classes_: Array | None
     flat: bool  # y was given as [n]
 
@@ -254,7 +296,7 @@ class AdaptedTask:
         samples: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Regression | Classification:
-        """Predict at new inputs x.
+        """Predict at new inputs x, each as if it were asked alone.
 
         Args:
             x: inputs, [n, features] or images.
@@ -268,25 +310,27 @@ class AdaptedTask:
         """
         kind = kind or self.predictor.kinds[-1]
         require(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", kind)
-        self._check_posterior(f"kind={kind}", needed=kind != "map")
+        self._refuse(f"kind={kind}", kind in self.predictor.kinds)
         samples = self.predictor.learner.samples if samples is None else samples
         with self.predictor.turn, torch.no_grad():
             inputs = self.predictor.inputs(x)
             drawn = kind == "sample" or (kind == "linearized" and not self._likelihood(kind).closed_form)
             noise = self._noise(samples, generator) if drawn else None
             predictive = self._likelihood(kind).predictive(*self._predict(kind, inputs, noise))
-        return self._regression(predictive, x) if self.classes_ is None else self._classification(predictive, x)
+        conformal = self.predictor.learner.conformal.get(kind)
+        answer = self._regression if self.classes_ is None else self._classification
+        return answer(predictive, x, conformal)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
-        """Draw n networks from the posterior; one is LLAMA's rule for production."""
-        self._check_posterior("sample", needed=True)
-        at = self.served["sample"]
-        assert at.posterior is not None
+        """Draw n networks from the posterior; one is LLAMA's rule for production.
+
+        Where the posterior is around the mode of the linear model, they are functions of that model. A run that ends in
+        several networks draws among them.
+        """
+        self._refuse("sample", self.predictor.learner.algorithm.draws_networks)
         with self.predictor.turn, torch.no_grad():
             noise = self._noise(n, generator)
-            deltas = [at.posterior.sample(_draw(noise, s)) for s in range(n)]
-        drawn = [{name: at.params[name] + value for name, value in delta.items()} for delta in deltas]
-        return [Network(self, at.params | params) for params in drawn]
+        return [Network(self, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(n)]
 
     @property
     def theta_i(self) -> Params:
@@ -302,22 +346,35 @@ class AdaptedTask:
         """The likelihood of the task's targets, with what was learned for it or fitted to ``kind``."""
         return self.predictor.learner.algorithm.likelihood.at(self.served[kind].meta.hyper)
 
-    def _check_posterior(self, key: str, needed: bool) -> None:
+    def _refuse(self, key: str, offered: bool) -> None:
+        """Raise ValueError unless what ``key`` says is offered by the run."""
+        algorithm = self.predictor.learner.algorithm
+        if algorithm.draws_networks:
+            require(offered, key, f"one of {', '.join(self.predictor.kinds)}", f"algorithm={algorithm.name}")
         remedy = 'give it one after the fact: meta_exp.load(run, ["curvature=last_layer"])'
         remedy += ", on the command line curvature=last_layer"
-        require(not needed or self.posterior is not None, key, "a run with a curvature", "curvature=none", remedy)
+        require(offered, key, "a run with a curvature", "curvature=none", remedy)
+
+    def _drawn(self, x: Array, draw: Noise) -> Array:
+        """Return the mean, or the probabilities, of the network that ``draw`` stands for."""
+        kind = "sample" if "sample" in self.served else self.predictor.kinds[-1]
+        [outputs] = self._predict("sample", self.predictor.inputs(x), draw, at=self.served[kind]).outputs
+        predictive = self._likelihood(kind).plug_in(outputs)
+        if self.classes_ is not None:
+            return _as_given(self._of_own_classes(predictive).probabilities, x)
+        return self._regression(predictive, x).mean
 
     def _noise(self, samples: int, generator: torch.Generator | None) -> Noise:
         require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
         generator = generator or torch.Generator().manual_seed(0)
         algorithm = self.predictor.learner.algorithm
-        noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, self.points)
+        noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, len(self.support))
         return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
-    def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
-        """Predict within bounded memory: draw by draw where batch statistics couple the points, else in pieces."""
+    def _predict(self, kind: str, x: Tensor, noise: Noise | None, at: Adapted | None = None) -> Prediction:
+        """Predict each x as if nothing else were asked, within bounded memory."""
         algorithm = self.predictor.learner.algorithm
-        params, posterior, meta = self.served[kind]
+        params, posterior, meta = at or self.served[kind]
 
         def predict(x: Tensor, noise: Noise | None) -> Prediction:
             return algorithm.predict(kind, params, x, meta, posterior, noise)
@@ -325,23 +382,37 @@ class AdaptedTask:
         if not self.predictor.coupled:
             outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
             return Prediction(torch.cat(outputs, 1), torch.cat(spread))
-        if noise is None:
-            return predict(x, None)
-        draws = len(torch.utils._pytree.tree_leaves(noise)[0])
-        parts = [predict(x, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(draws)]
-        return parts[0]._replace(outputs=torch.cat([part.outputs for part in parts]))
 
-    def _regression(self, predictive: Predictive, x: Array) -> Regression:
+        def last(x: Tensor, noise: Noise | None) -> Prediction:
+            outputs, covariance = predict(x, noise)
+            return Prediction(outputs[:, -1], covariance[-1])
+
+        at_once = max(1, POINTS // (len(self.support) + 1))
+        draws = 1 if noise is None else len(tree_leaves(noise)[0])
+        found = []
+        for start in range(0, draws, at_once):
+            part = tree_map_only(Tensor, lambda z, start=start: z[start : start + at_once], noise)
+            found.append(self._beside_support(partial(last, noise=part), x, min(at_once, draws)))
+        return Prediction(torch.cat([part.outputs for part in found], 1).transpose(0, 1), found[0].covariance)
+
+    def _beside_support(self, function: Callable[[Tensor], Any], x: Tensor, times: int = 1) -> Any:
+        """Stack ``function`` of the support with one x behind it, for each x; it takes ``times`` the memory."""
+        at_once = max(1, POINTS // ((len(self.support) + 1) * times))
+        one = vmap(lambda point: function(torch.cat([self.support, point[None]])))
+        return tree_map(lambda *parts: torch.cat(parts), *map(one, x.split(at_once)))
+
+    def _regression(self, predictive: Predictive, x: Array, conformal: Conformal | None = None) -> Regression:
         assert isinstance(predictive, NumberPredictive)
         mean, variance = (_as_given(self._as_y(value), x) for value in (predictive.mean, predictive.variance))
-        return Regression(mean, variance, predictive)
+        return Regression(mean, variance, predictive, conformal)
 
-    def _classification(self, predictive: Predictive, x: Array) -> Classification:
+    def _classification(self, predictive: Predictive, x: Array, conformal: Conformal | None) -> Classification:
         own = self._of_own_classes(predictive)
         places = own.probabilities.argmax(-1)
         assert self.classes_ is not None
         labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.cpu().numpy()]
-        return Classification(_as_given(own.probabilities, x), _as_given(own.entropy, x), labels, self.classes_)
+        probabilities, entropy = _as_given(own.probabilities, x), _as_given(own.entropy, x)
+        return Classification(probabilities, entropy, labels, self.classes_, own, conformal)
 
     def _of_own_classes(self, predictive: Predictive) -> ClassPredictive:
         assert isinstance(predictive, ClassPredictive)
@@ -352,31 +423,26 @@ class AdaptedTask:
         """Give ``values`` [n, outputs] the dimensions of y."""
         return values[:, 0] if self.flat else values
 
-    def _answer(self, outputs: Tensor, x: Array) -> Array:
-        """Return the mean, or the probabilities, that one network's outputs give."""
-        predictive = self._likelihood("sample").plug_in(outputs)
-        if self.classes_ is not None:
-            return _as_given(self._of_own_classes(predictive).probabilities, x)
-        return self._regression(predictive, x).mean
-
 
 @dataclass(frozen=True)
 class Network:
-    """One adapted network with parameters ``params``; call it with x for its mean [n] or probabilities [n, k]."""
+    """One network of a task, by the noise ``draw``; call it with x for its mean [n] or probabilities [n, k]."""
 
     task: AdaptedTask
-    params: Params
+    draw: Noise
 
     def __call__(self, x: Array) -> Array:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
-        predictor = self.task.predictor
-        with predictor.turn, torch.no_grad():
-            outputs = predictor.learner.algorithm.network(self.params, predictor.inputs(x))
-            return self.task._answer(outputs, x)
+        with self.task.predictor.turn, torch.no_grad():
+            return self.task._drawn(x, self.draw)
 
 
-def _draw(noise: Noise, s: int) -> Noise:
-    return tree_map(lambda z: z[s], noise)
+def _known(key: str, conformal: Conformal | None) -> Conformal:
+    """Return the thresholds of a predictive; raises ValueError where there are none."""
+    remedy = "evaluate.py RUN calibrate=true makes them for the predictives of its evaluation"
+    require(conformal is not None, key, "a run that has thresholds for this predictive", "none", remedy)
+    assert conformal is not None
+    return conformal
 
 
 def _numbers(values: Array, name: str) -> Tensor:

@@ -1,11 +1,13 @@
 """A run's folder over several processes: one writer at a time, and one config for all of them.
 
 The same command again continues: a finished run is skipped, one with ``last.ckpt`` goes on from there, any other starts
-anew. A folder whose run was begun with another config is refused, with the keys that differ.
+anew. A folder whose run was begun with another config is refused, with the keys that differ. What only the evaluation
+needs may change: of a finished run that is then done anew.
 """
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
-from meta_exp.config.keys import MAY_CHANGE, flatten, within
-from meta_exp.files import remove_parts
+from meta_exp.config.checks import one_line
+from meta_exp.config.keys import MAY_CHANGE, SCORED, SERVED, VALIDATED, flatten, within
+from meta_exp.files import acquire, remove_parts
 from meta_exp.runs.saved import read_config
+from meta_exp.terminal import plain
 
 SHOWN = 5  # differing keys
 
@@ -26,7 +30,20 @@ class Refused(ValueError):
 
 
 class LogFile(logging.FileHandler):
-    """Appends to ``train.log``, but to no link that the folder brings: it goes on in a file of its own."""
+    """Appends to ``train.log``, but to no link that the folder brings: it goes on in a file of its own.
+
+    Where it cannot be written, on a full disk, that is said once.
+    """
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say what went wrong, the first time."""
+        error = sys.exc_info()[1]
+        if not self.failed and error is not None:
+            self.failed = True
+            words = f"{self.baseFilename}: {one_line(error)}; the run goes on, and its log has holes"
+            print(plain(words), file=sys.stderr, flush=True)
 
     def _open(self) -> Any:
         file = Path(self.baseFilename)
@@ -43,10 +60,11 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         Refused: another process holds it.
+        OSError: the file system has no locks, or is full.
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
+        acquire(lock, "choose a folder on another by hydra.run.dir=FOLDER or hydra.sweep.dir=FOLDER", blocking=False)
     except Timeout:
         message = f"{folder}: expected no other process at this run, got one; wait for it, or choose another folder"
         raise Refused(message) from None
@@ -57,15 +75,33 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def refuse_other_config(folder: Path, text: str) -> None:
-    """Raise Refused if the run in ``folder`` was begun with another config than ``text``, and got somewhere."""
+def refuse_other_config(folder: Path, text: str, trained: bool = False) -> list[str]:
+    """Raise Refused if the run in ``folder`` was begun with another config than ``text``, and got somewhere.
+
+    Returns what has changed of its evaluation, ``key=old, now new``; of a run that is ``trained`` that may be more.
+    """
     file = folder / "config.yaml"
     if not (file.exists() and ((folder / "last.ckpt").exists() or (folder / "metrics.json").exists())):
-        return
+        return []
     old, new = (flatten(OmegaConf.to_container(config)) for config in (read_config(file), OmegaConf.create(text)))
-    keys = [key for key in dict.fromkeys([*old, *new]) if not within(key, MAY_CHANGE)]
-    differ = [f"{key}={old.get(key)}, now {new.get(key)}" for key in keys if repr(old.get(key)) != repr(new.get(key))]
+    changed = {
+        key: f"{key}={old.get(key)}, now {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if not _same(old.get(key), new.get(key))
+    }
+    may_change = (*MAY_CHANGE, *VALIDATED) if trained else MAY_CHANGE
+    differ = [words for key, words in changed.items() if not within(key, may_change)]
     if differ:
         more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
         message = f"{folder}: expected the config that its run was begun with, got {'; '.join(differ[:SHOWN])}{more}"
         raise Refused(f"{message}; give the same config, or choose another folder")
+    # a key that one of them lacks is of another version, not of another command
+    both = old.keys() & new.keys()
+    return [words for key, words in changed.items() if key in both and within(key, (*SCORED, *VALIDATED, *SERVED))]
+
+
+def _same(old: object, new: object) -> bool:
+    """Whether two values are the same; 1 and 1.0 are, true and 1 are not."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return old == new and isinstance(old, bool) == isinstance(new, bool)

@@ -1,10 +1,11 @@
 """A run's config as it stands in its folder, ``config.yaml``: resolved, with the format of the folder in front.
 
-It names classes by their modules. A config that an earlier version wrote is read with the names of today, so that its
-run is restored, goes on and is compared as any other: whoever reads a saved config reads it here.
+It names classes by their modules. A config that an earlier version wrote is read with the names and keys of today, so
+that its run is restored, goes on and is compared as any other: whoever reads a saved config reads it here.
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,29 @@ RENAMED = {  # what earlier versions named, and what it is called today
     "meta_exp.likelihood.Categorical": "meta_exp.likelihoods.Categorical",
     "meta_exp.likelihood.Gaussian": "meta_exp.likelihoods.Gaussian",
     "meta_exp.progress.TrainingProgress": "meta_exp.training.progress.TrainingProgress",
+    "pytorch_lightning.Trainer": "meta_exp.training.trainer.Trainer",
     "pytorch_lightning.callbacks.ModelCheckpoint": "meta_exp.training.checkpoints.Best",
     "pytorch_lightning.loggers.WandbLogger": "meta_exp.training.loggers.WandB",
+}
+DROPPED = (  # keys that are none any more: the same for every run, or set by its folder
+    "trainer.check_val_every_n_epoch",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.inference_mode",
+    "trainer.num_sanity_val_steps",
+    "callbacks.best.dirpath",
+    "callbacks.last.dirpath",
+)
+ADDED = {  # keys that earlier versions did not have, by class, and what they did
+    "meta_exp.models.Conv4": {"activation": "relu"},
+    "meta_exp.models.MLP": {"activation": "relu"},
 }
 
 
 def snapshot(cfg: DictConfig) -> str:
-    """Return the text of ``config.yaml`` for a resolved config."""
-    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True)
+    """Return the text of ``config.yaml`` for a resolved config; whom its user trusted is not its to say."""
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "trust"])
+    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(kept, resolve=True)
 
 
 def read_config(file: Path) -> DictConfig:
@@ -43,7 +59,10 @@ def read_config(file: Path) -> DictConfig:
     """
     cfg = _load(file, "a run's config")
     require(isinstance(cfg, DictConfig), str(file), "a run's config", "another structure")
-    return OmegaConf.create(_renamed(OmegaConf.to_container(cfg, resolve=False)))
+    today = _renamed(OmegaConf.to_container(cfg, resolve=False))
+    for key in DROPPED:
+        _drop(today, key.split("."))
+    return OmegaConf.create(today)
 
 
 def read_overrides(folder: Path) -> list[str]:
@@ -82,13 +101,21 @@ def _load(file: Path, expected: str) -> DictConfig | ListConfig:
 
 
 def _renamed(node: Any) -> Any:
-    """Return ``node`` with today's name for each class that it names."""
+    """Return ``node`` with today's name for each class that it names, and with the keys that it has today."""
     if isinstance(node, list):
         return [_renamed(part) for part in node]
     if not isinstance(node, dict):
         return node
     target = {"_target_": _today(node["_target_"])} if "_target_" in node else {}
-    return {key: _renamed(part) for key, part in node.items()} | target
+    added = ADDED.get(target["_target_"], {}) if isinstance(target.get("_target_"), str) else {}
+    return added | {key: _renamed(part) for key, part in node.items()} | target
+
+
+def _drop(node: Any, path: Sequence[str]) -> None:
+    for name in path[:-1]:
+        node = node.get(name) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node.pop(path[-1], None)
 
 
 def _today(name: Any) -> Any:
