@@ -79,6 +79,11 @@ class Categorical(Likelihood):
         reflected = full - (full @ v[..., :, None]) * (v / (1 + root[..., -1:]))[..., None, :]
         return reflected[..., :-1]
 
+    def weigh(self, outputs: Tensor, v: Tensor) -> Tensor:
+        """Return (diag(p) - p p^T) v."""
+        p = outputs.softmax(-1)
+        return p * (v - (p * v).sum(-1, keepdim=True))
+
     def rank(self, outputs: int) -> int:
         """Columns of each S_n: the logits' common shift carries no information."""
         return outputs - 1
