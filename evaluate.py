@@ -14,6 +14,9 @@ Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
 Written are results.csv, report.html and pictures/: into the run's or sweep's folder, with other settings into
 evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER.
 
+Give an older run what today's are served with, fitted values and conformal thresholds, from now on:
+  uv run evaluate.py RUN calibrate=true
+
 Use a run on a new task, and write predictions.csv:
   uv run evaluate.py RUN support=seen.csv query=ask.csv    regression: columns of x, then of y; with or without a header
   uv run evaluate.py RUN support=letters query=scans       images: a folder with a sub-folder a class, and a folder
@@ -25,7 +28,9 @@ Keys for a new task:
 
 Keys of the run's config, in Hydra's grammar:
   test_tasks  samples  evaluation_steps  predictives  curvature  curvature.prior_precision  algorithm.inner_lr
-  chunk_size  dataset.root  dataset.shots  dataset.queries  likelihood.sigma_noise
+  calibrate  validation_tasks  conformal_tasks  chunk_size  dataset.root  dataset.shots  dataset.queries
+  likelihood.sigma_noise
+and trust=[my_package], modules of your own whose classes the run's config may name
 """
 NEW_TASK = ("support", "query", "kind")
 

@@ -41,7 +41,7 @@ KINDS = {
     "accumulate": [*CURVES, *QUIET, "trainer.accumulate_grad_batches=3"],
     "tensorboard": [*CURVES, "calibrate=null", "logger=tensorboard"],
     "csv": [*CURVES, "calibrate=null", "logger=csv"],
-    "sweep": ["-m", *CURVES, "algorithm=maml,llama", "seed=0,1", "logger=csv"],
+    "sweep": ["-m", *CURVES, "algorithm=maml,llama", "lr_schedule=none,cosine", "logger=csv"],
     "calibration": [*CURVES, "logger=none", "validation_tasks=20", "predictives=[map,linearized,sample]"],
 }
 IN_TRAINING = 0.7  # of the kills

@@ -50,23 +50,22 @@ def finished(folder: Path) -> dict:
     return metrics
 
 
-def test_default_run_is_llama_on_sinusoids_offline(tmp_path):
+def test_default_run_is_llama_predictive_on_sinusoids_offline(tmp_path):
     result = typed(tmp_path, *SMOKE)
     assert result.returncode == 0, result.stderr
     (folder,) = (tmp_path / "outputs" / "sinusoid").iterdir()
     metrics = finished(folder)
-    expected = {"algorithm": "llama", "dataset": "sinusoid", "seed": 0, "steps": 4, "test/tasks": 20}
+    expected = {"algorithm": "llama_predictive", "dataset": "sinusoid", "seed": 0, "steps": 4, "test/tasks": 20}
     assert expected.items() <= metrics.items()
     for predictive in ("map", "linearized"):
         for score in ("mse", "nll"):
             assert {f"test/{predictive}/{score}", f"test/{predictive}/{score}_ci95"} <= set(metrics)
-    assert {f"test/map/mse_step_{k}" for k in range(11)} <= set(metrics)
-    assert metrics["test/map/mse_step_10"] == metrics["test/map/mse"]
+    assert "test/map/mse_step_0" in metrics
     assert "linearized" in result.stdout
     assert "tasks/s" in result.stdout
     assert "left" in result.stdout
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["algorithm"]["eta"] > 0
+    assert config["lr_schedule"]["_target_"] == "meta_exp.training.Cosine"
     offline_runs = list((tmp_path / "outputs" / "wandb").glob("offline-run-*/*.wandb"))
     assert [file.stat().st_size > 0 for file in offline_runs] == [True]
     assert f"sinusoid_{folder.name}" in offline_runs[0].name

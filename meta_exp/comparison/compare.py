@@ -28,7 +28,6 @@ from rich.table import Table
 
 from meta_exp.comparison import charts, plots, report
 from meta_exp.comparison.results import (
-    TITLES,
     Configuration,
     Difference,
     Result,
@@ -37,6 +36,8 @@ from meta_exp.comparison.results import (
     doubles,
     group,
     heading,
+    own_scores,
+    title,
 )
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import NOT_IN_NAME, flatten, within
@@ -45,11 +46,11 @@ from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.names import override_folder
 from meta_exp.runs.provenance import provenance
-from meta_exp.runs.restore import Restored, open_run, refits
+from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
 from meta_exp.runs.test_set import score_tasks
 from meta_exp.terminal import cell, plain
-from meta_exp.training.data import EvaluationBatches
+from meta_exp.training.data import CONFORMAL_TASKS, EvaluationBatches, fresh_batches
 from meta_exp.training.learning_curve import read_curve
 from meta_exp.training.precision import set_precision
 
@@ -58,7 +59,7 @@ COMPARISONS = Path("outputs", "comparison")  # of several runs or sweeps
 EVALUATED = "evaluated"  # in the folder of a run or sweep: results of other settings
 WIDEST = 1000  # characters
 REASON = 500  # characters of it: a damaged file may hold anything
-SHOWN = ("accuracy", "mse", "nll", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
+SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
 
 
 def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str | None = None) -> int:
@@ -237,7 +238,7 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     images = len(run.family.input_shape) == 3
     set_precision(run.cfg.get("matmul_precision", "highest"), images)  # the same digits need the same products
     if refits(overrides) and run.cfg.get("calibrate"):
-        _fit(run)
+        _fit(run, keep=keeps(overrides))
     scores = score_tasks(run.learner, run.family, run.cfg.test_tasks, _device(run), advance)
     return Result(
         folder=run.folder,
@@ -251,12 +252,19 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     )
 
 
-def _fit(run: Restored) -> None:
-    """Fit what is served anew: the run's own values are those of another posterior, or it has none."""
+def _fit(run: Restored, keep: bool) -> None:
+    """Fit what is served anew: the run's own values are those of another posterior, or it has none.
+
+    What is the run's own from now on is kept in its folder.
+    """
     run.learner.to(_device(run)).eval()
     run.family.to(_device(run))
     validation = EvaluationBatches(run.family, "validation", run.cfg.validation_tasks)
-    run.learner.served = calibrate(run.learner, validation).hyper(run.learner)
+    fresh = fresh_batches(run.family, run.cfg.get("conformal_tasks", CONFORMAL_TASKS))
+    calibration = calibrate(run.learner, validation, fresh)
+    calibration.serve(run.learner)
+    if keep:
+        calibration.write(run.folder)
 
 
 def _device(run: Restored) -> torch.device:
@@ -278,27 +286,29 @@ def table(configurations: Sequence[Configuration], settings: Sequence[str] = ())
     """Return a table of a row a configuration, with a line for each predictive; ``settings`` stand above it."""
     first = configurations[0]
     tasks = first.runs[0].summary["test/tasks"]
-    scores = [s for s in SHOWN if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
-    title = f"{tasks} test tasks; mean ± half width of the 95 % interval"
-    title += cell(f"; evaluated with {' '.join(settings)}") if settings else ""
-    out = Table(title=title, title_justify="left", show_lines=True)
-    for title in [*(heading(key) for key in first.label), "predictive", *(TITLES[s] for s in scores), "± over"]:
-        out.add_column(cell(title))
+    shown = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
+    scores = [s for s in shown if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
+    words = f"{tasks} test tasks; mean ± half width of the 95 % interval"
+    words += cell(f"; evaluated with {' '.join(settings)}") if settings else ""
+    out = Table(title=words, title_justify="left", show_lines=True)
+    for head in [*(heading(key) for key in first.label), "predictive", *map(title, scores), "± over"]:
+        out.add_column(cell(head))
     for c in configurations:
-        cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.predictives) for s in scores]
+        cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.rows) for s in scores]
         labels = [cell(value) for value in c.label.values()]
-        over = c.estimate("loss")
-        out.add_row(*labels, "\n".join(c.predictives), *cells, over.over if over else "")
+        over = "\n".join(e.over if (e := c.estimate(f"{kind}/nll")) else "" for kind in c.rows)
+        out.add_row(*labels, "\n".join(c.rows), *cells, over)
     return out
 
 
 def difference_table(pairs: Sequence[Difference]) -> Table:
     """Return a table of the paired differences; those whose interval excludes 0 are bold."""
-    scores = [s for s in SHOWN if any(s in pair.scores for pair in pairs)]
-    title = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
-    out = Table(title=title, title_justify="left")
-    for title in ["", "", *(TITLES[s] for s in scores), "± over"]:
-        out.add_column(title)
+    shown = dict.fromkeys([*SHOWN, *(name for pair in pairs for name in own_scores(pair.of.runs[0].keys))])
+    scores = [s for s in shown if any(s in pair.scores for pair in pairs)]
+    words = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
+    out = Table(title=words, title_justify="left")
+    for head in ["", "", *map(title, scores), "± over"]:
+        out.add_column(cell(head))
     for pair in pairs:
         cells = [pair.scores.get(s) for s in scores]
         text = [f"[bold]{d}[/bold]" if d and abs(d.mean) > d.half else str(d or "") for d in cells]

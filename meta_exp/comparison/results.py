@@ -26,15 +26,20 @@ from meta_exp.prediction import KINDS
 from meta_exp.runs.test_set import mean_and_half_width, summarize
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores
+from meta_exp.scoring.yardstick import BAYES
 
 TITLES = {  # of the scores of a predictive, in the order of a table
     "accuracy": "accuracy",
     "mse": "MSE",
     "nll": "NLL per point",
+    "regret": "regret",
     "ece": "ECE",
     "brier": "Brier",
     "crps": "CRPS",
     **{f"coverage_{q}": f"coverage {q} %" for q in COVERAGE_LEVELS},
+    "conformal_coverage_90": "conformal coverage 90 %",
+    "conformal_width_90": "conformal width 90 %",
+    "conformal_size_90": "conformal set size 90 %",
     "auroc": "AUROC foreign",
 }
 ABSENT = "-"  # a key that a configuration does not have
@@ -90,13 +95,26 @@ class Configuration:
         return describe(self.label) or "run"
 
     @property
+    def scores(self) -> list[str]:
+        """The scores that a predictive may have, in the order of a table, those of one's own last."""
+        return [*TITLES, *own_scores(self.runs[0].keys)]
+
+    @property
     def predictives(self) -> list[str]:
         """The predictives that were scored."""
         return [kind for kind in KINDS if f"{kind}/nll" in self.runs[0].scores.each]
 
+    @property
+    def rows(self) -> list[str]:
+        """The predictives, and the exact predictor of the family where it has one."""
+        return [*self.predictives, *([BAYES] if f"{BAYES}/nll" in self.runs[0].scores.each else [])]
+
     def estimate(self, score: str) -> Estimate | None:
-        """Return the mean of a score, such as ``map/nll``, with its interval, or None where there is none."""
-        summaries = [run.summary for run in self.runs]
+        """Return the mean of a score, such as ``map/nll``, with its interval, or None where there is none.
+
+        That of the exact predictor knows no seed, so that its interval is over tasks.
+        """
+        summaries = [run.summary for run in self.runs[: 1 if score.startswith(f"{BAYES}/") else None]]
         if any(f"test/{score}" not in summary for summary in summaries):
             return None
         means = [summary[f"test/{score}"] for summary in summaries]
@@ -173,8 +191,18 @@ def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]
                 continue
             for kind in of.predictives:
                 other = kind if kind in to.predictives else "map"
-                scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in TITLES}
+                scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in of.scores}
                 yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d})
+
+
+def own_scores(keys: Keys) -> list[str]:
+    """Return the names of the scores of one's own that a config adds."""
+    return [key.split(".")[1] for key in keys if key.startswith("scores.") and key.endswith("._target_")]
+
+
+def title(score: str) -> str:
+    """Return what a score is called in tables and charts."""
+    return TITLES.get(score, score)
 
 
 def describe(label: Keys) -> str:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,29 +39,38 @@ from meta_exp.curvature import Posterior
 from meta_exp.likelihoods import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.models import couples_points
-from meta_exp.prediction import KINDS, Prediction
+from meta_exp.prediction import KINDS, Prediction, change, moved
 from meta_exp.runs.restore import Restored, open_run
+from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import read_images
 from meta_exp.training.learner import EVALUATION, Adapted, Learner
 
 Array = Any  # a NumPy array or a tensor, whichever was given
+Interval = tuple[Array, Array]
+METHODS = ("predictive", "conformal")  # of an interval
 POINTS = 1000  # that a network sees at once, those of the support that stand beside others included; bounds the memory
 
 
-def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
+def load(
+    folder: str | Path,
+    overrides: str | Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    trust: str | Sequence[str] = (),
+) -> "Predictor":
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
     Args:
         folder: of the run, as train.py made it.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
         device: where to compute; posterior draws are the same on each.
+        trust: modules of your own whose classes the run's config may name; they are imported.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides)
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust)
     run.learner.to(device)
     return Predictor(run)
 
@@ -76,19 +85,33 @@ class Regression:
     mean: Array
     variance: Array
     _predictive: NumberPredictive
+    _conformal: Conformal | None = None
 
     @property
     def std(self) -> Array:
         """The standard deviation, [n] or [n, outputs]."""
         return self.variance**0.5
 
-    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """Return the lower and upper end of the central interval that holds y with probability ``level``.
+    def interval(self, level: float = 0.95, method: Literal["predictive", "conformal"] = "predictive") -> Interval:
+        """Return the lower and upper end of an interval that holds y with probability ``level``.
 
-        One of counts holds y with that probability or more.
+        Args:
+            level: the probability, between 0 and 1.
+            method: ``predictive``, the central interval of the predictive, which is right where the predictive is, and
+                of counts holds y with that probability or more; or ``conformal``, mean +- q std, which on average over
+                tasks like the run's, with as many examples, holds y with that probability whatever the predictive is
+                worth; infinite where the run's calibration had too few tasks for the level.
+
+        Raises:
+            ValueError: the level is no probability, or the run has no thresholds for conformal intervals.
         """
         require(0 < level < 1, "level", "a probability between 0 and 1", level)
-        low, high = self._predictive.interval(level)
+        require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
+        if method == "conformal":
+            std = self._predictive.variance.sqrt()
+            low, high = _known("method=conformal", self._conformal).interval(self._predictive.mean, std, level)
+        else:
+            low, high = self._predictive.interval(level)
         return _as_given(low.reshape(self.mean.shape), self.mean), _as_given(high.reshape(self.mean.shape), self.mean)
 
 
@@ -100,6 +123,21 @@ class Classification:
     entropy: Array
     labels: Array
     classes: Array
+    _predictive: ClassPredictive
+    _conformal: Conformal | None = None
+
+    def prediction_set(self, level: float = 0.95, empty: bool = False) -> Array:
+        """Return which classes are in the conformal set of each point, booleans [n, k] in the order of ``classes``.
+
+        On average over tasks like the run's, with as many classes and examples, the set holds the true class with
+        probability ``level`` or more. The likeliest class is always in it; with ``empty`` it need not be, and the
+        probability is ``level``: a set that is empty then says that nothing fits.
+
+        Raises:
+            ValueError: the level is no probability, or the run has no thresholds for conformal sets.
+        """
+        record = _known("prediction_set", self._conformal)
+        return _as_given(record.prediction_set(self._predictive.probabilities, level, empty), self.probabilities)
 
 
 class Turn:
@@ -279,18 +317,22 @@ class AdaptedTask:
             drawn = kind == "sample" or (kind == "linearized" and not self._likelihood(kind).closed_form)
             noise = self._noise(samples, generator) if drawn else None
             predictive = self._likelihood(kind).predictive(*self._predict(kind, inputs, noise))
-        return self._regression(predictive, x) if self.classes_ is None else self._classification(predictive, x)
+        conformal = self.predictor.learner.conformal.get(kind)
+        answer = self._regression if self.classes_ is None else self._classification
+        return answer(predictive, x, conformal)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
-        """Draw n networks from the posterior; one is LLAMA's rule for production."""
+        """Draw n networks from the posterior; one is LLAMA's rule for production.
+
+        Where the posterior is around the mode of the linear model, they are functions of that model.
+        """
         self._check_posterior("sample", needed=True)
         at = self.served["sample"]
         assert at.posterior is not None
         with self.predictor.turn, torch.no_grad():
             noise = self._noise(n, generator)
             deltas = [at.posterior.sample(_draw(noise, s)) for s in range(n)]
-        drawn = [{name: at.params[name] + value for name, value in delta.items()} for delta in deltas]
-        return [Network(self, at.params | params) for params in drawn]
+        return [Network(self, at, delta) for delta in deltas]
 
     @property
     def theta_i(self) -> Params:
@@ -348,17 +390,18 @@ class AdaptedTask:
         one = vmap(lambda point: function(torch.cat([self.support, point[None]])))
         return tree_map(lambda *parts: torch.cat(parts), *map(one, x.split(at_once)))
 
-    def _regression(self, predictive: Predictive, x: Array) -> Regression:
+    def _regression(self, predictive: Predictive, x: Array, conformal: Conformal | None = None) -> Regression:
         assert isinstance(predictive, NumberPredictive)
         mean, variance = (_as_given(self._as_y(value), x) for value in (predictive.mean, predictive.variance))
-        return Regression(mean, variance, predictive)
+        return Regression(mean, variance, predictive, conformal)
 
-    def _classification(self, predictive: Predictive, x: Array) -> Classification:
+    def _classification(self, predictive: Predictive, x: Array, conformal: Conformal | None) -> Classification:
         own = self._of_own_classes(predictive)
         places = own.probabilities.argmax(-1)
         assert self.classes_ is not None
         labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.cpu().numpy()]
-        return Classification(_as_given(own.probabilities, x), _as_given(own.entropy, x), labels, self.classes_)
+        probabilities, entropy = _as_given(own.probabilities, x), _as_given(own.entropy, x)
+        return Classification(probabilities, entropy, labels, self.classes_, own, conformal)
 
     def _of_own_classes(self, predictive: Predictive) -> ClassPredictive:
         assert isinstance(predictive, ClassPredictive)
@@ -379,21 +422,41 @@ class AdaptedTask:
 
 @dataclass(frozen=True)
 class Network:
-    """One adapted network with parameters ``params``; call it with x for its mean [n] or probabilities [n, k]."""
+    """One draw ``delta`` of phi - theta_i; call it with x for its mean [n] or probabilities [n, k]."""
 
     task: AdaptedTask
-    params: Params
+    around: Adapted
+    delta: Params
+
+    @property
+    def params(self) -> Params:
+        """Phi."""
+        return moved(self.around.params, self.delta)
 
     def __call__(self, x: Array) -> Array:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
         predictor = self.task.predictor
         with predictor.turn, torch.no_grad():
-            network, inputs = partial(predictor.learner.algorithm.network, self.params), predictor.inputs(x)
+            inputs = predictor.inputs(x)
             if predictor.coupled:
-                outputs = self.task._beside_support(lambda points: network(points)[-1], inputs)
+                outputs = self.task._beside_support(lambda points: self._outputs(points)[-1], inputs)
             else:
-                outputs = network(inputs)
+                outputs = self._outputs(inputs)
             return self.task._answer(outputs, x)
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        network, theta_i, posterior = self.task.predictor.learner.algorithm.network, *self.around[:2]
+        if posterior is not None and posterior.at_mode:
+            return network(theta_i, inputs) + change(network, theta_i, self.delta, inputs)
+        return network(self.params, inputs)
+
+
+def _known(key: str, conformal: Conformal | None) -> Conformal:
+    """Return the thresholds of a predictive; raises ValueError where there are none."""
+    remedy = "evaluate.py RUN calibrate=true makes them for the predictives of its evaluation"
+    require(conformal is not None, key, "a run that has thresholds for this predictive", "none", remedy)
+    assert conformal is not None
+    return conformal
 
 
 def _draw(noise: Noise, s: int) -> Noise:

@@ -11,7 +11,6 @@ metrics.json   the result, written whole and last: its presence means that the r
 import logging
 import os
 from contextlib import nullcontext
-from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,15 @@ from meta_exp.algorithms import LLAMA
 from meta_exp.files import read_json, write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
-from meta_exp.runs.calibration import CALIBRATION, calibrate
+from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
+from meta_exp.scoring.yardstick import BAYES
 from meta_exp.training.allocator import keep_freed_memory
 from meta_exp.training.checkpoints import read_checkpoint
+from meta_exp.training.data import fresh_batches
 from meta_exp.training.learning_curve import mend_curve
 
 SERVED_NLL = "validation/served_nll"  # in metrics.json
@@ -145,9 +146,10 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     learner.load_state_dict(best["state_dict"])
     fitted: Metrics = {}
     if cfg.calibrate:
-        calibration = calibrate(learner, run.stream.val_dataloader())
-        write_json(folder / CALIBRATION, asdict(calibration))
-        learner.served = calibration.hyper(learner)
+        fresh = fresh_batches(run.family, run.stream.conformal_tasks)
+        calibration = calibrate(learner, run.stream.val_dataloader(), fresh)
+        calibration.write(folder)
+        calibration.serve(learner)
         fitted = {f"calibration/{kind}/{n}": v for kind, found in calibration.values.items() for n, v in found.items()}
         served = [kind for kind in learner.algorithm.predictives if kind in learner.predictives][-1]
         fitted[SERVED_NLL] = calibration.nll[served]
@@ -185,23 +187,29 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
 
 
 def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
-    """Print the result of a run: each predictive's metric and NLL, and the metric by number of inner steps."""
+    """Print the result of a run: each predictive's metric and NLL, and the metric by number of inner steps.
+
+    Where the family has an exact predictor, its own row and what each lacks beside it are there too.
+    """
 
     def cell(name: str) -> str:
-        return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}"
+        known = f"test/{name}" in metrics
+        return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}" if known else ""
 
     title = terminal.cell(
         f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} test tasks"
     )
-    table = Table("predictive", metric, "NLL per point", title=title, title_justify="left")
-    for kind in predictives:
-        table.add_row(kind, cell(f"{kind}/{metric}"), cell(f"{kind}/nll"))
+    best = [BAYES] if f"test/{BAYES}/nll" in metrics else []
+    columns = {metric: metric, "nll": "NLL per point"} | ({"regret": "regret"} if best else {})
+    table = Table("predictive", *columns.values(), title=title, title_justify="left")
+    for kind in [*predictives, *best]:
+        table.add_row(kind, *(cell(f"{kind}/{score}") for score in columns))
     table.add_section()
     for name in metrics:
         prefix = f"test/map/{metric}_step_"
         if name.startswith(prefix) and not name.endswith("_ci95"):
             steps = name.removeprefix(prefix)
-            table.add_row(f"map after {steps} step{'s' * (steps != '1')}", cell(name.removeprefix("test/")), "")
+            table.add_row(f"map after {steps} step{'s' * (steps != '1')}", cell(name.removeprefix("test/")))
     Console().print(table)
 
 
