@@ -78,9 +78,18 @@ def adapt(algorithm: Stepper, support: Examples, meta: Meta, steps: int) -> Para
     return params
 
 
-def gradient_step(loss: Callable[[Params], Tensor], params: Params, *, lr: float, first_order: bool = False) -> Params:
-    """Return theta^{k+1} = theta^k - alpha grad loss(theta^k) of theta^k = ``params``, with rate ``lr`` = alpha."""
+def gradient_step(
+    loss: Callable[[Params], Tensor], params: Params, *, lr: float | Params, first_order: bool | Tensor = False
+) -> Params:
+    """Return theta^{k+1} = theta^k - alpha grad loss(theta^k) of theta^k = ``params``.
+
+    The rate ``lr`` = alpha is one for all, or by name, of the parameter's shape or a scalar. ``first_order`` may be a
+    tensor, true or false, for an order that changes in training.
+    """
     gradient = grad(loss)(params)
-    if first_order:
+    if isinstance(first_order, Tensor):
+        gradient = {name: torch.where(first_order, g.detach(), g) for name, g in gradient.items()}
+    elif first_order:
         gradient = {name: g.detach() for name, g in gradient.items()}
-    return {name: value - lr * gradient[name] for name, value in params.items()}
+    rates = lr if isinstance(lr, dict) else dict.fromkeys(params, lr)
+    return {name: value - rates[name] * gradient[name] for name, value in params.items()}

@@ -22,11 +22,13 @@ class Learned:
         start: as the optimizer sees it, of any shape.
         name: of what it stands for, in logs and results.
         value: maps the tensor to what it stands for; of several numbers the mean is shown.
+        weights: whether these are weights of networks, as theta is: they train at theta's rate and are not shown.
     """
 
     start: Tensor
     name: str
     value: Callable[[Tensor], Tensor]
+    weights: bool = False
 
 
 def in_log_space(name: str, value: float | Tensor) -> dict[str, Learned]:
@@ -37,4 +39,10 @@ def in_log_space(name: str, value: float | Tensor) -> dict[str, Learned]:
 
 def shown(learned: Mapping[str, Learned], hyper: Hyper) -> dict[str, Tensor]:
     """Return what the tensors of ``hyper`` stand for, a scalar each, by the names that people know."""
-    return {entry.name: entry.value(hyper[key].detach()).mean() for key, entry in learned.items()}
+    numbers = {key: entry for key, entry in learned.items() if not entry.weights}
+    return {entry.name: entry.value(hyper[key].detach()).mean() for key, entry in numbers.items()}
+
+
+def weights(name: str, start: Tensor) -> dict[str, Learned]:
+    """Return further weights of networks, learned as theta is, as an entry of the dictionary of all."""
+    return {name: Learned(start, name, lambda value: value, weights=True)}

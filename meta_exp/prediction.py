@@ -8,6 +8,9 @@ A posterior around the mode theta* is one of the linear model: map is then that 
 J(x) (theta* - theta_i), and the draws of both other kinds are functions of it. The network itself is another function
 so far from theta_i.
 
+An algorithm that ends in several networks predicts by their mixture as map, and one that ends in a distribution of its
+own by draws from it as sample.
+
 Every kind gives the same thing, S draws of outputs with a covariance around each, so that the likelihood averages them
 in the right space: probabilities for classes, a mixture of densities for regression.
 """
@@ -59,9 +62,8 @@ def predict(
         at_mode, covariance = (value.to(x.dtype) for value in posterior.moments(x))
         return Prediction(at_mode[None], torch.zeros_like(covariance) if kind == "map" else covariance)
     mean = network(theta_i, x)
-    no_covariance = mean.new_zeros(*mean.shape, mean.shape[-1])
     if kind == "map":
-        return Prediction(mean[None], no_covariance)
+        return mixture(mean[None])
     assert posterior is not None
     if kind == "linearized" and likelihood.closed_form:
         return Prediction(mean[None], posterior.functional_variance(x).to(mean.dtype))
@@ -73,7 +75,12 @@ def predict(
         return mean + change(network, theta_i, delta, x) if linear else network(moved(theta_i, delta), x)
 
     assert noise is not None
-    return Prediction(vmap(draw)(noise), no_covariance)
+    return mixture(vmap(draw)(noise))
+
+
+def mixture(outputs: Tensor) -> Prediction:
+    """Return S draws of outputs [S, M, C] with no covariance around each."""
+    return Prediction(outputs, outputs.new_zeros(*outputs.shape[1:], outputs.shape[-1]))
 
 
 def moved(theta_i: Params, delta: Params) -> Params:

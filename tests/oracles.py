@@ -115,6 +115,19 @@ def objective_of(algorithm, theta, hyper, episode):
     return algorithm.objective(list(path(algorithm, episode.support, meta, algorithm.inner_steps)), episode, meta)
 
 
+def gradcheck(algorithm, meta, episode):
+    """Whether the objective's derivatives in theta and every learned value are those of differences."""
+    keys = list(meta.hyper)
+
+    def objective(v, *values):
+        here = meta._replace(theta=unvector(v, meta.theta), hyper=dict(zip(keys, values, strict=True)))
+        states = list(path(algorithm, episode.support, here, algorithm.inner_steps))
+        return algorithm.objective(states, episode, here)[0]
+
+    inputs = [vector(meta.theta), *meta.hyper.values()]
+    return torch.autograd.gradcheck(objective, [v.detach().clone().requires_grad_() for v in inputs], fast_mode=True)
+
+
 def adapted(algorithm, theta, support, steps):
     """theta_i after ``steps`` steps."""
     return adapt(algorithm, support, Meta(theta, {}), steps)

@@ -253,6 +253,7 @@ REFUSED = {
     "algorithm.iner_lr=1": "No such key algorithm.iner_lr; did you mean inner_lr?",
     "sed=1": "No such key sed; did you mean seed?",
     "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': llama llama_predictive maml",
+    "name=a=b": """name=a=b: expected key=value in Hydra's grammar, got mismatched input '='""",
     "algorithm.inner_lr=0": "algorithm.inner_lr: expected a learning rate > 0, got 0",
     "hydra.run.dir=file/below": "file",
     "optimizer.lr=1e30": "Try a smaller optimizer.lr or trainer.gradient_clip_val=1",
@@ -353,6 +354,19 @@ cli.run(command)
     done = commands.finished([sys.executable, "-c", script])
     assert done.returncode == code
     assert done.stdout.splitlines() == ["registered"] + ["taken apart"] * (code != 0)
+
+
+def test_home_and_an_empty_folder_of_data(tmp_path):
+    """A shell leaves ~ as it is behind a =, and an empty variable is as good as none."""
+    script = """
+import os, sys
+from meta_exp import cli
+cli.run(lambda: print(*sys.argv[1:], os.environ.get("META_EXP_DATA"), sep="|"))
+"""
+    command = [sys.executable, "-c", script, "hydra.run.dir=~/a b", "x=~", "~seed", "a=b~c"]
+    variables = {**os.environ, "HOME": str(tmp_path), "META_EXP_DATA": "", "PYTHONPATH": str(REPO)}
+    done = commands.finished(command, tmp_path, variables)
+    assert done.stdout == f"hydra.run.dir={tmp_path}/a b|x={tmp_path}|~seed|a=b~c|None\n"
 
 
 def test_what_is_imported_stays_and_what_a_job_leaves_does_not():

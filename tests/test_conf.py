@@ -5,6 +5,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from conftest import compose_run
 from omegaconf import OmegaConf
 
 from meta_exp.algorithms import LLAMA, MAML
@@ -27,6 +28,8 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "likelihood=probit": ["dataset=omniglot"],
     "likelihood=poisson": ["dataset._target_=counts.CountTasks", "trust=[counts]"],
 }
+CURVATURES = sorted(file.stem for file in (CONF / "curvature").glob("*.yaml"))
+OF_THEIR_OWN = ("abml", "bmaml", "platipus")  # posteriors
 REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
 
 
@@ -52,22 +55,43 @@ def test_every_option_builds(config, option):
     assert run.learner.evaluation_steps >= min(run.learner.algorithm.inner_steps, 1)
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """What each option of model and curvature composes to, once for all."""
+    folder = tmp_path_factory.mktemp("parts")
+    models = {name: compose_run(folder, f"model={name}").model for name in options("model")}
+    for name in ("resnet12", "resnet12_small"):
+        models[name].channels = [8, 8, 8, 8]  # a large one is slow to probe
+    return {"model": models, "curvature": {n: OmegaConf.load(CONF / "curvature" / f"{n}.yaml") for n in CURVATURES}}
+
+
 @pytest.mark.parametrize("dataset", options("dataset"))
-def test_every_choice_builds_where_it_has_a_meaning(config, tmp_path, dataset):
+def test_every_choice_builds_where_it_has_a_meaning(config, parts, tmp_path, dataset):
     """What has none: Conv4 without images, LLAMA without a curvature, the dense Hessian of a large network.
 
-    llama_predictive takes a curvature that finds the mode, and for classes likelihood=probit.
+    llama_predictive takes a curvature that finds the mode, and for classes likelihood=probit; what has a posterior of
+    its own takes no curvature. Models and curvatures are put into one composed config for each algorithm.
     """
     images = dataset in ("omniglot", "mini_imagenet")
-    for model, algorithm, curvature in product(options("model"), options("algorithm"), options("curvature")):
-        choices = {"dataset": dataset, "model": model, "algorithm": algorithm, "curvature": curvature}
-        small = ["model.channels=[8,8,8,8]"] if model.startswith("resnet12") else []  # a large one is slow to probe
-        cfg = config(*(f"{group}={option}" for group, option in choices.items()), *small, run_dir=tmp_path)
-        assert dict(cfg.choices) == choices
-        meaning = (images or model == "mlp") and not (images and curvature == "hessian")
-        meaning &= (algorithm, curvature) != ("llama", "none")
-        meaning &= algorithm != "llama_predictive" or (curvature in ("ggn", "last_layer") and not images)
-        assert builds(cfg) == meaning, choices
+    for algorithm in options("algorithm"):
+        cfg = config(f"dataset={dataset}", f"algorithm={algorithm}", run_dir=tmp_path)
+        assert (cfg.choices.dataset, cfg.choices.algorithm) == (dataset, algorithm)
+        for model, curvature in product(options("model"), CURVATURES):
+            cfg.model, cfg.curvature = parts["model"][model], parts["curvature"][curvature]
+            cfg.choices.curvature = curvature
+            meaning = (images or model == "mlp") and not (images and curvature == "hessian")
+            meaning &= (algorithm, curvature) != ("llama", "none")
+            meaning &= algorithm != "llama_predictive" or (curvature in ("ggn", "last_layer") and not images)
+            meaning &= algorithm not in OF_THEIR_OWN or curvature == "none"
+            assert builds(cfg) == meaning, (model, algorithm, curvature)
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+def test_a_choice_wins_over_what_an_algorithm_brings(config, tmp_path, curvature):
+    """Both brought by one command line, as the product above does not compose them."""
+    for algorithm in options("algorithm"):
+        cfg = config(f"algorithm={algorithm}", f"curvature={curvature}", run_dir=tmp_path)
+        assert (cfg.choices.algorithm, cfg.choices.curvature) == (algorithm, curvature)
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -22,12 +22,13 @@ from torch.func import functional_call
 
 from meta_exp import prediction
 from meta_exp.adaptation import Meta, Noise, Params
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Curvature, Posterior
 from meta_exp.hyper import Learned
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Episode, Examples
 
+STEPS = 10**4
 Logs = dict[str, Tensor]
 
 
@@ -48,8 +49,14 @@ class Algorithm(ABC):
     inner_steps: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a negative number of steps."""
+        """Refuse a negative number of steps, and a tau that nothing trains."""
         require(self.inner_steps >= 0, "algorithm.inner_steps", "at least 0", self.inner_steps)
+        require_at_most(STEPS, "algorithm.inner_steps", self.inner_steps)
+        learned = self.curvature is not None and self.curvature.learned
+        got = f"algorithm={self.name}, which trains without tau"
+        remedy = "set it to false; tau is fitted after training (calibrate=true)"
+        trains = not learned or "log_prior_precision" in self.hyperparameters()
+        require(trains, "curvature.learned=true", "algorithm=llama", got, remedy)
 
     # what an algorithm says
 
@@ -76,6 +83,10 @@ class Algorithm(ABC):
         """Draw what ``Meta.noise`` holds of a task of ``points`` support points; here None, nothing."""
         return None
 
+    def training_noise(self, generator: torch.Generator, theta: Params, points: int) -> Noise:
+        """Draw what it holds in training; here what it holds everywhere."""
+        return self.noise(generator, theta, points)
+
     def posterior(self, params: Params, data: Examples, meta: Meta) -> Posterior | None:
         """Return the Laplace posterior around theta_i = ``params`` given ``data``, where there is a curvature."""
         if self.curvature is None:
@@ -98,6 +109,11 @@ class Algorithm(ABC):
             return None
         return self.curvature.noise(generator, shape, theta, points, self.likelihood)
 
+    @property
+    def draws_networks(self) -> bool:
+        """Whether a task ends in a distribution that networks can be drawn from; here where there is a curvature."""
+        return self.curvature is not None
+
     def predict(
         self,
         kind: str,
@@ -107,21 +123,29 @@ class Algorithm(ABC):
         posterior: Posterior | None = None,
         draws: Noise = None,
     ) -> prediction.Prediction:
-        """Predict at x [M, *features] from theta_i = ``params`` by the predictive ``kind``."""
+        """Predict at x [M, *features] from theta_i = ``params`` by the predictive ``kind``.
+
+        ``sample`` is there wherever networks can be drawn: the mixture of one network for each of the ``draws``.
+        """
         likelihood = self.likelihood.at(meta.hyper)
         return prediction.predict(kind, self.network, params, x, likelihood, posterior, draws)
 
     @property
     def steps_by_hyper(self) -> bool:
-        """Whether the path depends on learned values."""
+        """Whether the path depends on what calibration fits."""
         return True
 
     @property
     def follows_hyper(self) -> bool:
-        """Whether the point prediction depends on learned values; here if the path does."""
+        """Whether the point prediction depends on what calibration fits; here if the path does."""
         return self.steps_by_hyper
 
     # what algorithms have in common
+
+    @property
+    def name(self) -> str:
+        """Its name in conf/algorithm/, which is its file's."""
+        return type(self).__module__.rpartition(".")[2]
 
     def free(self) -> dict[str, Learned]:
         """Return what may be fitted after training to what is served."""

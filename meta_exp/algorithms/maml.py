@@ -21,9 +21,11 @@ from torch import Tensor
 
 from meta_exp.adaptation import Meta, Params, gradient_step
 from meta_exp.algorithms.base import Algorithm, Logs
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Posterior
 from meta_exp.tasks.episode import Episode, Examples
+
+FASTEST = 1e3  # inner learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +49,10 @@ class MAML(Algorithm):
     mode: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a rate or a number of steps that adapts nothing, and a tau that nothing trains."""
+        """Refuse a rate or a number of steps that adapts nothing, and a mode that cannot be found."""
         super().__post_init__()
         require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
+        require_at_most(FASTEST, "algorithm.inner_lr", self.inner_lr)
         least = 0 if self.mode else 1
         require(self.inner_steps >= least, "algorithm.inner_steps", f"at least {least}", self.inner_steps)
         loops = ("gradient", "gauss_newton")
@@ -62,16 +65,17 @@ class MAML(Algorithm):
         require(able or not needed, key, "a curvature that can find the mode", got, remedy)
         got = type(self.likelihood).__name__
         require(self.likelihood.concave or not needed, key, "a likelihood whose log is concave in the outputs", got)
-        learned = self.curvature is not None and self.curvature.learned
-        remedy = "set it to false; tau is fitted after training (calibrate=true)"
-        trains = not learned or "log_prior_precision" in self.hyperparameters()
-        require(trains, "curvature.learned=true", "algorithm=llama", "algorithm=maml, which trains without tau", remedy)
 
     def step(self, params: Params, support: Examples, k: int, meta: Meta) -> Params:
         """Return theta^{k+1} of theta^k, a step on the support set."""
         if self.inner_loop == "gauss_newton":
             return self._mode(params, support, meta)
-        return gradient_step(partial(self.loss, data=support), params, lr=self.inner_lr, first_order=self.first_order)
+        lr = self.rates(k, meta)
+        return gradient_step(partial(self.loss, data=support), params, lr=lr, first_order=self.first_order)
+
+    def rates(self, k: int, meta: Meta) -> float | Params:
+        """Return alpha of step k, one for all parameters or by name."""
+        return self.inner_lr
 
     def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
         """Return -log p(Q_i | theta_i) / M."""
@@ -80,12 +84,12 @@ class MAML(Algorithm):
 
     @property
     def steps_by_hyper(self) -> bool:
-        """Whether the path depends on learned values: gradient steps on a mean loss do not."""
+        """Whether the path depends on what calibration fits: gradient steps on a mean loss do not."""
         return self.inner_loop == "gauss_newton"
 
     @property
     def follows_hyper(self) -> bool:
-        """Whether the point prediction depends on learned values."""
+        """Whether the point prediction depends on what calibration fits."""
         return self.mode or self.steps_by_hyper
 
     def posterior(self, params: Params, data: Examples, meta: Meta) -> Posterior | None:

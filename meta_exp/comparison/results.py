@@ -43,7 +43,7 @@ TITLES = {  # of the scores of a predictive, in the order of a table
     "auroc": "AUROC foreign",
 }
 ABSENT = "-"  # a key that a configuration does not have
-ALGORITHM = ("choices.algorithm", "choices.curvature", "algorithm._target_", "curvature")
+ALGORITHM = ("choices.algorithm", "choices.curvature", "algorithm._target_", "curvature", "predictives")
 
 
 class Estimate(NamedTuple):

@@ -125,7 +125,7 @@ def find_mode(
         k_way = multiply(way[:, None])[:, 0].detach()
         scales = [0.5**k for k in range(HALVINGS + 1)]
         energies = torch.stack([energy(a + s * way, k_a + s * k_way) for s in scales]).nan_to_num(nan=torch.inf)
-        best = torch.nn.functional.one_hot(energies.detach().argmin(), len(scales)).to(a)
+        best = (torch.arange(len(scales), device=a.device) == energies.detach().argmin()).to(a)
         scale = best @ torch.tensor(scales, dtype=a.dtype, device=a.device)
         a, k_a = a + scale * way, k_a + scale * k_way
     a = step((prior_mean + k_a.view_as(prior_mean)).detach())

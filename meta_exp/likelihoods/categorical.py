@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_within
 from meta_exp.hyper import Hyper, Learned, in_log_space
 from meta_exp.likelihoods.base import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive
+
+TEMPERATURE = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Categorical(Likelihood):
         """Refuse a temperature that is not positive."""
         if not isinstance(self.temperature, Tensor):
             require(self.temperature > 0, "likelihood.temperature", "a number > 0", self.temperature)
+            require_within(TEMPERATURE, "likelihood.temperature", self.temperature)
 
     def free(self) -> dict[str, Learned]:
         """Return what may be fitted after training to what is served: the temperature."""
@@ -56,7 +59,9 @@ class Categorical(Likelihood):
 
     def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return d log p(y | f) / df [N, C] = [y = c] - p_c."""
-        return F.one_hot(y, outputs.shape[-1]) - outputs.softmax(-1)
+        # F.one_hot looks at y's values, which vmap around a derivative does not allow
+        truth = y[:, None] == torch.arange(outputs.shape[-1], device=y.device)
+        return truth.to(outputs) - outputs.softmax(-1)
 
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, C, C-1] with S_n S_n^T = Lambda_n = diag(p) - p p^T.

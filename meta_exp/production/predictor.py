@@ -39,7 +39,7 @@ from meta_exp.curvature import Posterior
 from meta_exp.likelihoods import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.models import couples_points
-from meta_exp.prediction import KINDS, Prediction, change, moved
+from meta_exp.prediction import KINDS, Prediction
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode, Examples
@@ -310,7 +310,7 @@ class AdaptedTask:
         """
         kind = kind or self.predictor.kinds[-1]
         require(kind in KINDS, "kind", f"one of {', '.join(KINDS)}", kind)
-        self._check_posterior(f"kind={kind}", needed=kind != "map")
+        self._refuse(f"kind={kind}", kind in self.predictor.kinds)
         samples = self.predictor.learner.samples if samples is None else samples
         with self.predictor.turn, torch.no_grad():
             inputs = self.predictor.inputs(x)
@@ -324,15 +324,13 @@ class AdaptedTask:
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
         """Draw n networks from the posterior; one is LLAMA's rule for production.
 
-        Where the posterior is around the mode of the linear model, they are functions of that model.
+        Where the posterior is around the mode of the linear model, they are functions of that model. A run that ends in
+        several networks draws among them.
         """
-        self._check_posterior("sample", needed=True)
-        at = self.served["sample"]
-        assert at.posterior is not None
+        self._refuse("sample", self.predictor.learner.algorithm.draws_networks)
         with self.predictor.turn, torch.no_grad():
             noise = self._noise(n, generator)
-            deltas = [at.posterior.sample(_draw(noise, s)) for s in range(n)]
-        return [Network(self, at, delta) for delta in deltas]
+        return [Network(self, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(n)]
 
     @property
     def theta_i(self) -> Params:
@@ -348,10 +346,23 @@ class AdaptedTask:
         """The likelihood of the task's targets, with what was learned for it or fitted to ``kind``."""
         return self.predictor.learner.algorithm.likelihood.at(self.served[kind].meta.hyper)
 
-    def _check_posterior(self, key: str, needed: bool) -> None:
+    def _refuse(self, key: str, offered: bool) -> None:
+        """Raise ValueError unless what ``key`` says is offered by the run."""
+        algorithm = self.predictor.learner.algorithm
+        if algorithm.draws_networks:
+            require(offered, key, f"one of {', '.join(self.predictor.kinds)}", f"algorithm={algorithm.name}")
         remedy = 'give it one after the fact: meta_exp.load(run, ["curvature=last_layer"])'
         remedy += ", on the command line curvature=last_layer"
-        require(not needed or self.posterior is not None, key, "a run with a curvature", "curvature=none", remedy)
+        require(offered, key, "a run with a curvature", "curvature=none", remedy)
+
+    def _drawn(self, x: Array, draw: Noise) -> Array:
+        """Return the mean, or the probabilities, of the network that ``draw`` stands for."""
+        kind = "sample" if "sample" in self.served else self.predictor.kinds[-1]
+        [outputs] = self._predict("sample", self.predictor.inputs(x), draw, at=self.served[kind]).outputs
+        predictive = self._likelihood(kind).plug_in(outputs)
+        if self.classes_ is not None:
+            return _as_given(self._of_own_classes(predictive).probabilities, x)
+        return self._regression(predictive, x).mean
 
     def _noise(self, samples: int, generator: torch.Generator | None) -> Noise:
         require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
@@ -360,10 +371,10 @@ class AdaptedTask:
         noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, len(self.support))
         return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
-    def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
+    def _predict(self, kind: str, x: Tensor, noise: Noise | None, at: Adapted | None = None) -> Prediction:
         """Predict each x as if nothing else were asked, within bounded memory."""
         algorithm = self.predictor.learner.algorithm
-        params, posterior, meta = self.served[kind]
+        params, posterior, meta = at or self.served[kind]
 
         def predict(x: Tensor, noise: Noise | None) -> Prediction:
             return algorithm.predict(kind, params, x, meta, posterior, noise)
@@ -412,43 +423,18 @@ class AdaptedTask:
         """Give ``values`` [n, outputs] the dimensions of y."""
         return values[:, 0] if self.flat else values
 
-    def _answer(self, outputs: Tensor, x: Array) -> Array:
-        """Return the mean, or the probabilities, that one network's outputs give."""
-        predictive = self._likelihood("sample").plug_in(outputs)
-        if self.classes_ is not None:
-            return _as_given(self._of_own_classes(predictive).probabilities, x)
-        return self._regression(predictive, x).mean
-
 
 @dataclass(frozen=True)
 class Network:
-    """One draw ``delta`` of phi - theta_i; call it with x for its mean [n] or probabilities [n, k]."""
+    """One network of a task, by the noise ``draw``; call it with x for its mean [n] or probabilities [n, k]."""
 
     task: AdaptedTask
-    around: Adapted
-    delta: Params
-
-    @property
-    def params(self) -> Params:
-        """Phi."""
-        return moved(self.around.params, self.delta)
+    draw: Noise
 
     def __call__(self, x: Array) -> Array:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
-        predictor = self.task.predictor
-        with predictor.turn, torch.no_grad():
-            inputs = predictor.inputs(x)
-            if predictor.coupled:
-                outputs = self.task._beside_support(lambda points: self._outputs(points)[-1], inputs)
-            else:
-                outputs = self._outputs(inputs)
-            return self.task._answer(outputs, x)
-
-    def _outputs(self, inputs: Tensor) -> Tensor:
-        network, theta_i, posterior = self.task.predictor.learner.algorithm.network, *self.around[:2]
-        if posterior is not None and posterior.at_mode:
-            return network(theta_i, inputs) + change(network, theta_i, self.delta, inputs)
-        return network(self.params, inputs)
+        with self.task.predictor.turn, torch.no_grad():
+            return self.task._drawn(x, self.draw)
 
 
 def _known(key: str, conformal: Conformal | None) -> Conformal:
@@ -457,10 +443,6 @@ def _known(key: str, conformal: Conformal | None) -> Conformal:
     require(conformal is not None, key, "a run that has thresholds for this predictive", "none", remedy)
     assert conformal is not None
     return conformal
-
-
-def _draw(noise: Noise, s: int) -> Noise:
-    return tree_map(lambda z: z[s], noise)
 
 
 def _numbers(values: Array, name: str) -> Tensor:

@@ -195,7 +195,7 @@ def _split(learner: Learner, kind: str) -> tuple[list[str], list[str]]:
     """Return the free values that change predictions of ``kind``, and those that only spread them."""
     algorithm = learner.algorithm
     of_likelihood, of_curvature = algorithm.likelihood.free(), algorithm.curvature.free() if algorithm.curvature else {}
-    if kind == "map" and not algorithm.follows_hyper:
+    if (kind == "map" or not algorithm.curvature) and not algorithm.follows_hyper:
         return [], list(of_likelihood)
     bent = [name for name in of_likelihood if name in algorithm.likelihood.curved]
     return [*bent, *of_curvature], [name for name in of_likelihood if name not in bent]

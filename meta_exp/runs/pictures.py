@@ -91,11 +91,11 @@ def _view(learner: Learner, episode: Episode, draws: Noise, noise: Noise, classe
         here = algorithm.likelihood.at(meta.hyper)
         return here.predictive(*algorithm.predict(kind, params, x, meta, posterior, draws))
 
-    certain = "sample" not in served
     networks = None
-    if not classes and not certain:
-        at = served["sample"]
-        outputs = algorithm.predict("sample", at.params, x, at.meta, at.posterior, draws).outputs
+    if not classes and algorithm.draws_networks:
+        kind = "sample" if "sample" in served else "map"  # where there are several networks, those
+        at = served[kind]
+        outputs = algorithm.predict(kind, at.params, x, at.meta, at.posterior, draws).outputs
         networks = np.stack([_mean(likelihood.plug_in(one)) for one in outputs])
     return View(
         _array(support_x),
@@ -103,7 +103,7 @@ def _view(learner: Learner, episode: Episode, draws: Noise, noise: Noise, classe
         _array(x),
         _array(y),
         path=along,
-        band=None if classes else _band(predicted("map" if certain else "linearized")),
+        band=None if classes else _band(predicted(algorithm.predictives[-1])),
         draws=networks,
         probabilities={kind: _probabilities(predicted(kind)) for kind in learner.predictives} if classes else {},
     )

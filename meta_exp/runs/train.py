@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.table import Table
 
 from meta_exp import terminal
-from meta_exp.algorithms import LLAMA
+from meta_exp.algorithms import LLAMA, LLAMAPredictive
 from meta_exp.files import read_json, write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
-from meta_exp.runs.calibration import calibrate
+from meta_exp.runs.calibration import CALIBRATION, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
@@ -92,20 +92,22 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     """Train the run from where it stands, or return the loss of one that is finished."""
     run = build(cfg)
     config = snapshot(cfg)
-    refuse_other_config(folder, config)
-    result = folder / "metrics.json"
-    if result.exists():
+    last, result = folder / "last.ckpt", folder / "metrics.json"
+    step = read_checkpoint(last)["global_step"] if last.exists() else 0
+    changed = refuse_other_config(folder, config, trained=result.exists() or step >= cfg.trainer.max_steps)
+    if result.exists() and not changed:
         log.info("finished already, skipped: %s", folder)
         return criterion(read_metrics(result))
+    if result.exists():
+        log.info("evaluated anew: %s", "; ".join(changed))
     if run.trainer.is_global_zero:
+        result.unlink(missing_ok=True)  # it is of the config that now goes
         write_whole(folder / "config.yaml", config)
         if HydraConfig.initialized():
             write_whole(folder / "overrides.yaml", yaml.safe_dump(list(HydraConfig.get().overrides.task)))
     else:  # of several processes one writes the folder and speaks; the others have their errors to say
         logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
-    last = folder / "last.ckpt"
-    step = read_checkpoint(last)["global_step"] if last.exists() else 0
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
         if run.trainer.is_global_zero:
@@ -130,8 +132,8 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
 
 def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> float:
     learner, trainer = run.learner, run.trainer
-    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA):
-        log.info("algorithm=maml trains without a curvature; the one given is used in evaluation only")
+    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA | LLAMAPredictive):
+        log.info("algorithm=%s trains without a curvature; the one given is for evaluation", learner.algorithm.name)
     try:
         trainer.fit(learner, run.stream, ckpt_path=checkpoint, weights_only=True)
     except FloatingPointError:
@@ -145,6 +147,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     best = read_checkpoint(folder / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
     fitted: Metrics = {}
+    (folder / CALIBRATION).unlink(missing_ok=True)  # of an evaluation before
     if cfg.calibrate:
         fresh = fresh_batches(run.family, run.stream.conformal_tasks)
         calibration = calibrate(learner, run.stream.val_dataloader(), fresh)

@@ -26,11 +26,12 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from meta_exp.config.checks import one_line, require
+from meta_exp.config.checks import one_line, require, require_at_most
 from meta_exp.files import replacing
 from meta_exp.training import lightning
 
 log = logging.getLogger(__name__)
+MINUTES = 10**6  # two years
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANDED_ON = (*SIGNALS, signal.SIGUSR2)  # where somebody handles them
 GRACE_S = 5.0  # that a signal leaves a step to end in
@@ -74,11 +75,15 @@ class Best(Checkpoint):
         self.score: float | None = None  # by which it is the best
         self.loss: float | None = None  # its validation loss, whatever the monitor
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a score that no validation will have; one task tells which there are."""
+        if self.monitor != "validation/loss":
+            known = pl_module.validation_scores(trainer.datamodule)  # type: ignore[operator, attr-defined]
+            require(self.monitor in known, "callbacks.best.monitor", f"one of {', '.join(known)}", self.monitor)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if this validation is the best so far; a NaN is the worst."""
         scores = trainer.callback_metrics
-        known = ", ".join(name for name in scores if name.startswith("validation/"))
-        require(self.monitor in scores, "callbacks.best.monitor", f"one of {known}", self.monitor)
         score = float(scores[self.monitor])
         score = score if score == score else self.sign * inf
         if self.score is None or self.sign * score < self.sign * self.score:
@@ -109,6 +114,7 @@ class Last(Checkpoint):
         steps, minutes = every_n_steps, every_minutes
         require(steps is None or steps >= 1, "callbacks.last.every_n_steps", "null or at least 1", steps)
         require(minutes is None or minutes >= 0, "callbacks.last.every_minutes", "null or at least 0", minutes)
+        require_at_most(MINUTES, "callbacks.last.every_minutes", minutes or 0.0)
         self.file, self.every_n_steps = Path(dirpath) / "last.ckpt", every_n_steps
         self.interval_s = inf if every_minutes is None else 60.0 * every_minutes
         self.saved_at = 0.0

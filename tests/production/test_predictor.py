@@ -164,7 +164,7 @@ def test_what_has_no_thresholds_says_how_to_get_them(sinusoid_run, sinusoid, cha
     refused = r"a run that has thresholds for this predictive, got none; evaluate\.py RUN calibrate=true makes them"
     for found in (
         sinusoid.adapt(X, Y).predict(GRID, kind="sample"),
-        meta_exp.load(sinusoid_run, "curvature=diagonal").adapt(X, Y).predict(GRID),
+        meta_exp.load(sinusoid_run, "curvature=last_layer").adapt(X, Y).predict(GRID),
     ):
         with pytest.raises(ValueError, match=rf"^method=conformal: expected {refused}"):
             found.interval(0.9, method="conformal")
