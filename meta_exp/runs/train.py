@@ -5,7 +5,7 @@ train.log      what happened                plots/                  pictures of 
 curves.csv     validation scores by step    calibration.json        what was fitted after training
 history.jsonl  all that was logged          overrides.yaml          the command's
 made_by.jsonl  commit and versions, by part  .lock                  held by the process that writes here
-metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
+metrics.json   the result, written whole and last: its presence means that the run is finished
 """
 
 import logging
@@ -122,9 +122,9 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         return loss
     except (KeyboardInterrupt, SystemExit):
         if result.exists():
-            log.info("the run is done, only pictures may be missing: %s", result)
+            log.info("the run is done: %s", result)
         elif run.trainer.global_step >= cfg.trainer.max_steps:
-            log.info("the training is done; the same command tests it: %s", folder)
+            log.info("the training is done; the same command goes on with its test: %s", folder)
         raise
     finally:
         run.recorder.close(exit_code=0 if finished else 1)
@@ -178,12 +178,13 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "time/compile_s": learner.gradient.compile_s,
         **provenance(),
     }
-    write_json(folder / "metrics.json", metrics)
-    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
     title = _title(cfg, best["global_step"])
     drawings = pictures.draw_or_warn(learner, run.family, title, folder / "plots", "the run is finished")
     if drawings:
         run.recorder.log_pictures(drawings, trainer.global_step)
+    write_json(folder / "metrics.json", metrics)
+    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
+    if drawings:
         log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
     return criterion(metrics)
 
