@@ -14,7 +14,8 @@ production) is written once against this class and knows no algorithm by name. S
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +123,11 @@ class Algorithm(ABC):
         return self.steps_by_hyper
 
     # what algorithms have in common
+
+    def exact(self) -> Self:
+        """Return the same as evaluation and production take it, without what training alone saves on."""
+        curvature = self.curvature and self.curvature.exact()
+        return self if curvature is self.curvature else replace(self, curvature=curvature)
 
     def free(self) -> dict[str, Learned]:
         """Return what may be fitted after training to what is served."""

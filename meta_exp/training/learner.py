@@ -77,7 +77,7 @@ class Learner(LightningModule):
             require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
         super().__init__()
         self.model = algorithm.model
-        self.algorithm = algorithm
+        self.algorithm = algorithm.exact()  # for evaluation and production; the gradient has the one that trains
         self.optimizer = optimizer
         # linearised at theta, as without inner steps, is not what it was trained for after some
         self.evaluation_steps = evaluation_steps if algorithm.inner_steps else 0

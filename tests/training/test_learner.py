@@ -94,6 +94,25 @@ def test_trains_in_single_precision_at_any_tau(config, omniglot_root, curvature,
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.learner.parameters())
 
 
+def test_evaluation_and_production_take_the_exact_curvature(config, omniglot_root):
+    """K-FAC that trains by one probe scores, and adapts to a new task, as with all passes."""
+    small = ["dataset=omniglot", f"dataset.root={omniglot_root}", "dataset.queries=2", "model.filters=8"]
+    settings = [*TINY[:2], *small, "dataset.meta_batch=2", "chunk_size=null", "algorithm=llama", "curvature=kfac"]
+    settings += ["curvature.prior_precision=1", "likelihood=probit"]
+    probe, whole = (build(config(*settings, f"curvature.probes={probes}")) for probes in (1, "null"))
+    batch = draw_batch(probe.family, 0, "train", 0)
+    found, expected = (run.learner.evaluate(batch, 1, ["map", "linearized"]).each for run in (probe, whole))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    support = batch.support._replace(x=batch.support.x[0], y=batch.support.y[0])
+    found, expected = (
+        run.learner.adapt_task(support, None, 1)["linearized"].posterior.functional_variance(batch.query.x[0])
+        for run in (probe, whole)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    trained, exact = (run.learner.meta_gradient(batch)[3]["log_det"] for run in (probe, whole))
+    assert (trained - exact).abs() > 1e-3 * exact
+
+
 @pytest.mark.parametrize("tau", [1e-2, 1e6])
 def test_warns_once_of_a_collapsed_network(config, caplog, tau):
     """Training is not warned of; the same network is, once, when its outputs are made to depend on their bias alone."""
