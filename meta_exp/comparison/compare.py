@@ -34,7 +34,8 @@ from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, open_run, refits
 from meta_exp.runs.saved import read_overrides
-from meta_exp.runs.test_set import score_tasks
+from meta_exp.runs.test_set import describe_failed, score_tasks
+from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.terminal import cell, plain
 from meta_exp.training.data import EvaluationBatches
 from meta_exp.training.learning_curve import read_curve
@@ -67,6 +68,10 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = ()) -> int:
         # as wide as it is, in a narrow window too: a figure cut in two is worse than a long line
         width = Console(width=WIDEST).measure(shown).maximum
         Console(width=max(console.width, width)).print(shown, crop=False)
+    for result in results:
+        if failed := failed_tasks(result.scores.each):
+            words = f"{result.folder}: {describe_failed(failed, numbers[0])}"
+            console.print(plain(words), markup=False, highlight=False, soft_wrap=True)
     for folder, reason in unfinished.items():
         console.print(plain(f"left out: {folder}: {reason}"), markup=False, highlight=False, soft_wrap=True)
     out = folders[0] if len(folders) == 1 else Path()

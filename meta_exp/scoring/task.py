@@ -66,7 +66,8 @@ def evaluate(
         floor = algorithm.curvature.log_det_floor(algorithm.network(params, support.x), likelihood, meta.hyper)
         each["log_det"] = posterior.log_det_ratio().to(each["loss"].dtype)
         each["log_det_floor"] = floor.to(each["loss"].dtype)
-        each |= posterior.diagnostics()
+        undefined = each["log_det"].isnan()
+        each |= {name: value.masked_fill(undefined, torch.nan) for name, value in posterior.diagnostics().items()}
 
     def predictive_of(kind: str, here: Meta) -> Callable[[Tensor], Predictive]:
         """Return what predicts at x with the values of ``here``."""

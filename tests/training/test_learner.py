@@ -129,6 +129,16 @@ def test_warns_once_of_a_collapsed_network(config, caplog, tau):
     assert caplog.text.count("the network has collapsed: log det is") == 1
 
 
+def test_a_validation_without_any_prediction_ends_the_run(config, caplog):
+    """A hundred steps leave nothing of tasks that one adapts to: the remedy is named, and no run is called finished."""
+    run = build(config(*TINY, "evaluation_steps=100", "algorithm.inner_lr=10", "optimizer.lr=1e-9"))
+    said = r"step 2: map has no prediction \(NaN\) after 100 steps for 100 of 100 .*; try evaluation_steps=1.* or"
+    with pytest.raises(FloatingPointError, match=said):
+        run.trainer.fit(run.learner, run.stream)
+    run.learner._stop_if_all_failed({"loss": torch.ones(3), "map/nll": torch.tensor([1.0, torch.nan, 2.0])})
+    assert "map has no prediction (NaN) after 100 steps for 1 of 3 validation tasks; the mean is NaN" in caplog.text
+
+
 def test_a_number_that_is_not_finite_stops_the_run(config):
     run = build(config(*TINY, "optimizer=sgd", "optimizer.lr=1e20"))
     with pytest.raises(FloatingPointError, match=r"step \d.*tasks has x in .* Try a smaller optimizer.lr"):
