@@ -55,15 +55,15 @@ def predict(
     """
     closed = kind == "map" or (kind == "linearized" and likelihood.closed_form)
     if closed and posterior is not None and posterior.at_mode:
-        at_mode, covariance = (value.to(x.dtype) for value in posterior.moments(x))
-        return Prediction(at_mode[None], torch.zeros_like(covariance) if kind == "map" else covariance)
+        at_mode, covariance = posterior.moments(x)
+        return Prediction(at_mode.to(x.dtype)[None], torch.zeros_like(covariance) if kind == "map" else covariance)
     mean = network(theta_i, x)
     no_covariance = mean.new_zeros(*mean.shape, mean.shape[-1])
     if kind == "map":
         return Prediction(mean[None], no_covariance)
     assert posterior is not None
     if kind == "linearized" and likelihood.closed_form:
-        return Prediction(mean[None], posterior.functional_variance(x).to(mean.dtype))
+        return Prediction(mean[None], posterior.functional_variance(x))
 
     def draw(noise: Noise) -> Tensor:
         delta = posterior.sample(noise)

@@ -112,6 +112,15 @@ class Algorithm(ABC):
         likelihood = self.likelihood.at(meta.hyper)
         return prediction.predict(kind, self.network, params, x, likelihood, posterior, draws)
 
+    def curved(self, episode: Episode) -> Examples:
+        """Return the data of the task whose curvature the objective takes; here the support set."""
+        return episode.support
+
+    @property
+    def holds_to_theta(self) -> bool:
+        """Whether the objective holds theta_i to theta, the more the larger tau is."""
+        return False
+
     @property
     def steps_by_hyper(self) -> bool:
         """Whether the path depends on learned values."""

@@ -70,10 +70,16 @@ class KroneckerPrecision(LayerPrecision):
         return ((z + correction) * self.tau.rsqrt()).to(z.dtype)
 
     def variance(self, rows: Block, outputs: int) -> Tensor:
-        """Covariances of the inner products: the rows' own over tau, less what the eigenbases take from them."""
+        """Covariances of the inner products: squares of what the eigenbases see and of the rest, no difference of two.
+
+        A difference would lose a small variance, and its sign, where tau is next to nothing.
+        """
         values, left, right = self._basis()
-        seen = rows.project(left, right) * (values / (1 + values)).sqrt()
-        return (rows.squares(outputs) - squares(seen.flatten(1), outputs)) / self.tau
+        dense = rows.dense().double()
+        seen = left.T @ dense @ right
+        rest = dense - left @ seen @ right.T
+        scaled = seen * (1 + values).rsqrt()
+        return (squares(scaled.flatten(1), outputs) + squares(rest.flatten(1), outputs)) / self.tau
 
     def _basis(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues of B (x) A over tau, [K_B, K_A], and eigenvectors of B [O, K_B] and A [I, K_A]."""

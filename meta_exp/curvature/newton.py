@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from meta_exp.curvature.spectrum import cholesky
 from meta_exp.likelihoods import Likelihood
 
 NEWTON_STEPS = 16  # converge quadratically; 5-way 1-shot takes four, 20 classes under a weak prior more
@@ -52,8 +53,7 @@ class DenseSolver(Solver):
         self.root = root
         rotated = self._down(self._down(kernel).T)
         eye = torch.eye(len(rotated), dtype=kernel.dtype, device=kernel.device)
-        # cholesky_ex: values that are not finite go through to the objective, whose guard names the remedy
-        self.factor = torch.linalg.cholesky_ex(eye + rotated).L
+        self.factor = cholesky(eye + rotated)
 
     def _down(self, v: Tensor) -> Tensor:
         """Return S^T v."""

@@ -53,17 +53,47 @@ class Run:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a composed config with all that follows from it in its place: the run's name, eta, references.
+    """Return a copy of a composed config with all that follows from it in its place: run's name, eta, tau, references.
 
     It is what is built, saved and shown on dashboards.
     """
     cfg = deepcopy(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
-    if cfg.curvature and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
+    OmegaConf.resolve(cfg)
+    imply_prior_precision(cfg)
+    if has_curvature(cfg) and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
         structure: Any = constructor(cfg.curvature, "curvature").func
         cfg.algorithm.eta = structure.default_eta
-    OmegaConf.resolve(cfg)
     return cfg
+
+
+def imply_prior_precision(cfg: DictConfig) -> None:
+    """Put a number in the place of a tau that is null: a fixed one of regression is the structure's default.
+
+    For classes, and where tau is learned, it is what the gradient steps of training imply (docs/theory.md, section 5):
+    K steps of alpha on the mean loss end near the mode under a prior of the precision (-log p by loss) / (K alpha), to
+    leading order. Without gradient steps there is none to go by, and tau is 1. sigma is taken as it starts; in training
+    it falls, which is why a fixed tau does not go by it.
+
+    Raises:
+        ValueError: the size of a support set is not known by ``shots`` and ``ways``.
+    """
+    if not has_curvature(cfg) or cfg.curvature.get("prior_precision", 1.0) is not None:
+        return
+    cfg.curvature.prior_precision = 1.0
+    likelihood = constructor(cfg.likelihood, "likelihood")()
+    if likelihood.targets != "classes" and not cfg.curvature.get("learned"):
+        structure: Any = constructor(cfg.curvature, "curvature").func
+        cfg.curvature.prior_precision = structure.default_prior_precision
+        return
+    descends = cfg.algorithm.get("inner_loop", "gradient") == "gradient"
+    steps, lr = cfg.algorithm.inner_steps if descends else 0, cfg.algorithm.get("inner_lr")
+    if steps and lr:
+        key, remedy = "curvature.prior_precision=null", "give a number"
+        require("shots" in cfg.dataset, key, "a data set with a number of shots", "none", remedy)
+        points = cfg.dataset.shots * cfg.dataset.get("ways", 1)
+        scale = likelihood.nll_per_loss(points, constructor(cfg.dataset, "dataset")().outputs)
+        cfg.curvature.prior_precision = float(scale / (steps * lr))
 
 
 def build(cfg: DictConfig) -> Run:

@@ -28,7 +28,7 @@ from torch import Tensor
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor
-from meta_exp.runs.build import build_learner
+from meta_exp.runs.build import build_learner, imply_prior_precision
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
 from meta_exp.runs.train import Metrics
@@ -193,6 +193,7 @@ def _apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
         _choose(cfg, override.key_or_group, str(override.value() or "none"))
     for override in keys:
         _set(cfg, override)
+    imply_prior_precision(cfg)
     for key in {override.key_or_group for override in keys} & LEARNED:
         group = key.partition(".")[0]
         require(not cfg[group].get("learned"), key, "a value that is not learned", "one", f"add {group}.learned=false")

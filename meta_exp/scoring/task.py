@@ -35,12 +35,14 @@ def evaluate(
     steps: int,
     predictives: Sequence[str],
     served: Mapping[str, Hyper] | None = None,
+    of_objective: bool = False,
 ) -> Scores:
     """Adapt one task by ``steps`` steps and score its query set.
 
     ``served`` holds the values that a predictive was calibrated to, in place of those of ``meta``; its scores as
     trained are then there too, with ``_raw`` behind their names. Classes need ``foreign`` images for the AUROC of
-    telling them from the task's own; without them it is left out.
+    telling them from the task's own; without them it is left out. The curvature is that of the support set, which is
+    all that a new task has; ``of_objective`` takes the data that the objective does.
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
@@ -57,13 +59,14 @@ def evaluate(
         each[f"map/{likelihood.metric}_step_{k}"] = likelihood.predictive(*prediction).score(query.y).mean()
     loss = torch.stack([likelihood.loss(output, query.y) for output in prediction.outputs]).mean()
     each = {"loss": loss} | each
-    posterior = algorithm.posterior(params, support, meta)
+    curved = algorithm.curved(episode) if of_objective else support
+    posterior = algorithm.posterior(params, curved, meta)
     if posterior is not None and posterior.at_mode:
         [output] = algorithm.predict("map", params, query.x, meta, posterior).outputs
         each["loss"] = likelihood.loss(output, query.y)
     if posterior is not None:
         assert algorithm.curvature is not None
-        floor = algorithm.curvature.log_det_floor(algorithm.network(params, support.x), likelihood, meta.hyper)
+        floor = algorithm.curvature.log_det_floor(algorithm.network(params, curved.x), likelihood, meta.hyper)
         each["log_det"] = posterior.log_det_ratio().to(each["loss"].dtype)
         each["log_det_floor"] = floor.to(each["loss"].dtype)
         undefined = each["log_det"].isnan()

@@ -135,7 +135,7 @@ class Learner(LightningModule):
         if logging_step or self.device.type == "cpu":
             self._stop_if_not_finite(objective, norm, batch)
         if logging_step:
-            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[]).each
+            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[], of_objective=True).each
             logs |= {name: score.sum() / tasks for name, score in scores.items() if name not in logs}
             self._warn_if_collapsed(scores)
             reduced = [self.trainer.strategy.reduce(gradient.clone()) for gradient in gradients]
@@ -164,11 +164,16 @@ class Learner(LightningModule):
         predictives: Sequence[str],
         seed: int = 0,
         foreign: Foreign | None = None,
+        of_objective: bool = False,
     ) -> Scores:
-        """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
+        """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``.
+
+        ``of_objective`` takes the curvature of the data that the objective takes it of, in place of the support set's.
+        """
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         served = {kind: self.served[kind] for kind in predictives if kind in self.served}
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served)
+        score = partial(score, of_objective=of_objective)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
         in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
@@ -252,11 +257,16 @@ class Learner(LightningModule):
         log_det, floor = scores["log_det"].mean(), scores["log_det_floor"].mean()
         self._collapsed = bool(log_det < (1 + COLLAPSE) * floor)
         if self._collapsed:
+            remedy = "a smaller algorithm.eta, likelihood.learned=true, or a larger curvature.prior_precision"
+            if self.algorithm.holds_to_theta:  # a larger one would leave adaptation nothing to gain
+                remedy = "a smaller curvature.prior_precision, such as 10, or algorithm.prior_term=false"
+                remedy += " and hyper_lr=0.02 for the learned one" if "log_prior_precision" in self.learned else ""
             log.warning(
                 "step %d: the network has collapsed: log det is %.4g, that of outputs that depend on their bias alone; "
-                "try a smaller algorithm.eta, likelihood.learned=true, or a larger curvature.prior_precision",
+                "try %s",
                 self.global_step,
                 log_det,
+                remedy,
             )
 
     def _stop_if_all_failed(self, scores: dict[str, Tensor]) -> None:

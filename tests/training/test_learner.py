@@ -129,6 +129,32 @@ def test_warns_once_of_a_collapsed_network(config, caplog, tau):
     assert caplog.text.count("the network has collapsed: log det is") == 1
 
 
+@pytest.mark.parametrize(
+    ("prior_term", "remedy"), [("false", "a larger curvature.prior"), ("true", "a smaller curvature.prior")]
+)
+def test_the_remedy_of_a_collapse_depends_on_the_prior_term(config, caplog, prior_term, remedy):
+    """A larger tau lets the log det be; with the prior term it would forbid adaptation altogether."""
+    run = build(config(*TINY, f"algorithm.prior_term={prior_term}"))
+    run.learner._warn_if_collapsed({"log_det": torch.ones(2), "log_det_floor": torch.ones(2)})
+    assert "the network has collapsed: log det is 1, that of outputs" in caplog.text
+    assert remedy in caplog.text
+
+
+@pytest.mark.parametrize("data", ["support", "query"])
+def test_the_floor_is_that_of_the_data_of_the_log_det(config, data):
+    """With 4 support points and 12 queries they differ; a network of a bias alone stands on the floor of its data."""
+    run = build(config(*TINY, f"algorithm.data={data}", "dataset.shots=4", "dataset.queries=12"))
+    with torch.no_grad():
+        for parameter in list(run.learner.model.parameters())[:-1]:
+            parameter.zero_()
+    batch = draw_batch(run.family, 0, "train", 0)
+    trained = run.learner.meta_gradient(batch)[3]["log_det"]
+    floor = run.learner.evaluate(batch, 1, [], of_objective=True).each["log_det_floor"].mean()
+    torch.testing.assert_close(floor, trained, rtol=1e-5, atol=0)
+    served = run.learner.evaluate(batch, 1, []).each["log_det_floor"].mean()
+    assert (served - floor).abs() < 1e-6 if data == "support" else served < 0.5 * floor
+
+
 def test_a_validation_without_any_prediction_ends_the_run(config, caplog):
     """A hundred steps leave nothing of tasks that one adapts to: the remedy is named, and no run is called finished."""
     run = build(config(*TINY, "evaluation_steps=100", "algorithm.inner_lr=10", "optimizer.lr=1e-9"))
