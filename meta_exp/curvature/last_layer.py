@@ -27,6 +27,8 @@ from meta_exp.tasks.episode import Examples
 class LastLayer(Dual):
     """Exact GGN of the layer defined last, which must be Linear and give the outputs."""
 
+    default_prior_precision = 10.0
+
     def __init__(
         self, model: nn.Module, input_shape: Sequence[int], prior_precision: float = 1.0, learned: bool = False
     ) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from meta_exp.curvature.spectrum import cholesky
 from meta_exp.likelihoods import Likelihood
 
 NEWTON_STEPS = 16  # converge quadratically; classes take four, under a very weak prior ten or more
@@ -49,8 +50,7 @@ class DenseSolver(Solver):
         self.root = root
         rotated = self._down(self._down(kernel).T)
         eye = torch.eye(len(rotated), dtype=kernel.dtype, device=kernel.device)
-        # cholesky_ex: values that are not finite go through to the objective, whose guard names the remedy
-        self.factor = torch.linalg.cholesky_ex(eye + rotated).L
+        self.factor = cholesky(eye + rotated)
 
     def _down(self, v: Tensor) -> Tensor:
         """Return S^T v."""

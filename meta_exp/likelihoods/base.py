@@ -65,6 +65,10 @@ class Likelihood(ABC):
     def nll(self, outputs: Tensor, y: Tensor) -> Tensor:
         """-log p(y | f), summed over the N points."""
 
+    def nll_per_loss(self, points: int, dimensions: int) -> float:
+        """Return the change of ``nll`` by that of ``loss`` for N points of d dimensions; here a mean of both."""
+        return points * dimensions
+
     def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return d log p(y | f) / df at outputs [N, C]."""
         return -grad(self.nll)(outputs, y)

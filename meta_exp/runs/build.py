@@ -82,7 +82,7 @@ class Run:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a composed config with all that follows from it in its place: name, eta, steps, references.
+    """Return a copy of a composed config with all that follows from it in its place: name, eta, tau, steps, references.
 
     It is what is built, saved and shown on dashboards. Its values are those of the constructors' types.
 
@@ -101,6 +101,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
     refuse_unsafe(OmegaConf.to_container(cfg, resolve=True), trust)
     _take_own_classes(cfg, trust)
     OmegaConf.resolve(cfg)
+    imply_prior_precision(cfg)
     take_types(cfg)
     for key in _training_parts(cfg):
         take(OmegaConf.select(cfg, key), _part(cfg, key).keywords)
@@ -138,6 +139,35 @@ def take_types(cfg: DictConfig) -> None:
         cfg.evaluation_steps = max(EVALUATION_STEPS, cfg.algorithm.get("inner_steps", 1))
     for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
         take(cfg, from_keys(target, cfg, *keys).keywords)
+
+
+def imply_prior_precision(cfg: DictConfig) -> None:
+    """Put a number in the place of a tau that is null: a fixed one of regression is the structure's default.
+
+    For classes, and where tau is learned, it is what the gradient steps of training imply (docs/theory.md, section 5):
+    K steps of alpha on the mean loss end near the mode under a prior of the precision (-log p by loss) / (K alpha), to
+    leading order. Without gradient steps there is none to go by, and tau is 1. sigma is taken as it starts; in training
+    it falls, which is why a fixed tau does not go by it.
+
+    Raises:
+        ValueError: the size of a support set is not known by ``shots`` and ``ways``.
+    """
+    if not has_curvature(cfg) or cfg.curvature.get("prior_precision", 1.0) is not None:
+        return
+    cfg.curvature.prior_precision = 1.0
+    likelihood = constructor(cfg.likelihood, "likelihood")()
+    if likelihood.targets != "classes" and not cfg.curvature.get("learned"):
+        structure: Any = constructor(cfg.curvature, "curvature").func
+        cfg.curvature.prior_precision = structure.default_prior_precision
+        return
+    descends = cfg.algorithm.get("inner_loop", "gradient") == "gradient"
+    steps, lr = cfg.algorithm.inner_steps if descends else 0, cfg.algorithm.get("inner_lr")
+    if steps and lr:
+        key, remedy = "curvature.prior_precision=null", "give a number"
+        require("shots" in cfg.dataset, key, "a data set with a number of shots", "none", remedy)
+        points = cfg.dataset.shots * cfg.dataset.get("ways", 1)
+        scale = likelihood.nll_per_loss(points, constructor(cfg.dataset, "dataset")().outputs)
+        cfg.curvature.prior_precision = float(scale / (steps * lr))
 
 
 def build(cfg: DictConfig) -> Run:

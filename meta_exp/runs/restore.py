@@ -26,7 +26,7 @@ from meta_exp.config.keys import within
 from meta_exp.config.overrides import parse
 from meta_exp.config.schema import constructor
 from meta_exp.files import read_json
-from meta_exp.runs.build import build_learner, take_types
+from meta_exp.runs.build import build_learner, imply_prior_precision, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
 from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
@@ -177,6 +177,7 @@ def _apply(cfg: DictConfig, parsed: Sequence[Override]) -> None:
         _choose(cfg, override.key_or_group, str(override.value() or "none"))
     for override in keys:
         _set(cfg, override)
+    imply_prior_precision(cfg)
     for key in {override.key_or_group for override in keys} & LEARNED:
         group = key.partition(".")[0]
         require(not cfg[group].get("learned"), key, "a value that is not learned", "one", f"add {group}.learned=false")

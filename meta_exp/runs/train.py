@@ -31,7 +31,8 @@ from meta_exp.runs.calibration import CALIBRATION, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
-from meta_exp.runs.test_set import score_tasks, summarize
+from meta_exp.runs.test_set import describe_failed, score_tasks, summarize
+from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.scoring.yardstick import BAYES
 from meta_exp.training.allocator import keep_freed_memory
 from meta_exp.training.checkpoints import read_checkpoint
@@ -157,7 +158,10 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         served = [kind for kind in learner.algorithm.predictives if kind in learner.predictives][-1]
         fitted[SERVED_NLL] = calibration.nll[served]
         log.info("calibrated on %d validation tasks: %s", calibration.validation_tasks, calibration.describe())
-    scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
+    scored = score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device)
+    scores, failed = summarize(scored), failed_tasks(scored.each)
+    if failed:
+        log.warning(describe_failed(failed, cfg.test_tasks))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
     metrics = {
         "algorithm": cfg.choices.algorithm,
@@ -169,6 +173,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "validation/loss": run.best.loss,
         **scores,
+        **({"failed_tasks": failed} if failed else {}),
         **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
         **({CHUNK_SIZE: learner.gradient.chunk_size} if cfg.get(CHUNK_SIZE) == "auto" else {}),

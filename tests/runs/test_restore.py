@@ -88,8 +88,10 @@ def test_overrides(sinusoid_run):
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "curvature").glob("*.yaml")))
 def test_every_curvature_after_the_fact(character_run, option):
+    """With the tau of classes, which the one training step of 0.4 on three drawings implies."""
     curvature = open_run(character_run, [f"curvature={option}"]).learner.algorithm.curvature
     assert (curvature is None) == (option == "none")
+    assert option == "none" or curvature.prior_precision == 3 / 0.4
 
 
 def test_a_learned_value_can_be_fixed_after_the_fact(sinusoid_run):
