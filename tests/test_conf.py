@@ -22,9 +22,11 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "model=conv4": ["dataset=omniglot"],
     "model=conv4_small": ["dataset=omniglot"],
     "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
+    "model=resnet12": ["dataset=omniglot"],
+    "model=resnet12_small": ["dataset=omniglot"],
     "likelihood=categorical": ["dataset=omniglot"],
     "likelihood=probit": ["dataset=omniglot"],
-    "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
+    "likelihood=poisson": ["dataset._target_=counts.CountTasks", "trust=[counts]"],
 }
 CURVATURES = sorted(file.stem for file in (CONF / "curvature").glob("*.yaml"))
 OF_THEIR_OWN = ("abml", "bmaml", "platipus")  # posteriors
@@ -58,6 +60,8 @@ def parts(tmp_path_factory):
     """What each option of model and curvature composes to, once for all."""
     folder = tmp_path_factory.mktemp("parts")
     models = {name: compose_run(folder, f"model={name}").model for name in options("model")}
+    for name in ("resnet12", "resnet12_small"):
+        models[name].channels = [8, 8, 8, 8]  # a large one is slow to probe
     return {"model": models, "curvature": {n: OmegaConf.load(CONF / "curvature" / f"{n}.yaml") for n in CURVATURES}}
 
 

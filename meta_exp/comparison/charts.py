@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_exp.comparison.results import TITLES, Configuration, describe
+from meta_exp.comparison.results import Configuration, as_number, describe, title
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.yardstick import BAYES
@@ -62,8 +62,8 @@ def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             if found and (best := c.estimate(f"{BAYES}/{metric}")):
                 ends = [0.0, float(len(found) - 1)]
                 curves.append(Curve(f"{c.name}: Bayes-optimal", ends, [best.mean] * 2, group=i, dashed=True))
-        title = TITLES[metric]
-        yield Chart(f"steps_{metric}", f"{title} by inner steps", "inner steps", f"test {title}", curves)
+        name = title(metric)
+        yield Chart(f"steps_{metric}", f"{name} by inner steps", "inner steps", f"test {name}", curves)
 
 
 def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
@@ -143,7 +143,7 @@ def _learning(configurations: Sequence[Configuration]) -> Iterator[Chart]:
 def _sweeps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
     """Scores against eta or tau, a curve for each setting of the other keys and each predictive."""
     for key, symbol in SWEPT.items():
-        swept = [c for c in configurations if isinstance(c.label.get(key), float | int)]
+        swept = [c for c in configurations if as_number(c.label.get(key)) is not None]
         families: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
         for c in swept:
             families.setdefault(tuple((k, str(v)) for k, v in c.label.items() if k != key), []).append(c)
@@ -161,8 +161,8 @@ def _sweeps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
                     group = i * len(KINDS) + KINDS.index(kind)
                     curves.append(_banded(f"{name}, {kind}".removeprefix(", "), x, y, halves, group))
             log_x = all(value > 0 for curve in curves for value in curve.x)
-            title = f"{TITLES[score]} by {symbol}"
-            yield Chart(f"sweep_{symbol}_{score}", title, symbol, f"test {TITLES[score]}", curves, log_x=log_x)
+            name = title(score)
+            yield Chart(f"sweep_{symbol}_{score}", f"{name} by {symbol}", symbol, f"test {name}", curves, log_x=log_x)
 
 
 def _metrics(configurations: Sequence[Configuration]) -> list[str]:

@@ -13,9 +13,9 @@ WATCHED = ("logger", "callbacks.last", "callbacks.progress")
 KEPT = ("dataset.root", "dataset.download")
 SERVED = ("calibrate", "conformal_tasks", "tune_prior_precision")  # how a trained run is served
 PLACED = ("run_dir", "run_name", "callbacks.best.dirpath")  # set by the folder
-NOT_IN_NAME = ("experiment", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
+NOT_IN_NAME = ("experiment", "trust", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
 MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *PLACED)  # when a run goes on
-NOT_COMPARED = ("seed", "name", "format", "callbacks", "conformal_tasks", *COMPUTED, *WATCHED, *PLACED)
+NOT_COMPARED = ("seed", "name", "format", "callbacks", "scores", "conformal_tasks", *COMPUTED, *WATCHED, *PLACED)
 
 
 def within(key: str, prefixes: Sequence[str]) -> bool:

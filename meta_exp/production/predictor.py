@@ -10,8 +10,10 @@ n_features], its y [n_samples] or [n_samples, n_outputs], and a prediction has a
 low; ``Predictor.read`` makes such an array of files, and what training normalised is normalised here. Classes keep
 their labels.
 
-A network with batch statistics sees the images of one call together, as it did in training: give it all that are to be
-predicted at once.
+A network with batch statistics depends on what stands beside an image. In training that is a query set with as many
+images of each class, which nobody can promise for new ones: alone or with others of its class an image is classified by
+chance. So each is predicted beside the task's support, and beside nothing else: an answer does not depend on what else
+is asked. docs/evaluation.md has what that costs and what it saves.
 
 Threads may share a predictor, its tasks and its networks: what runs the network waits for its turn, since the
 parameters of a task stand in the one network while it runs, and each answer is the one that a single thread would get.
@@ -19,15 +21,17 @@ A generator that is given belongs to one thread. Nothing is gained in speed: for
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from meta_exp.adaptation import Noise, Params
 from meta_exp.config.checks import require
@@ -45,22 +49,28 @@ from meta_exp.training.learner import EVALUATION, Adapted, Learner
 Array = Any  # a NumPy array or a tensor, whichever was given
 Interval = tuple[Array, Array]
 METHODS = ("predictive", "conformal")  # of an interval
-POINTS = 1000  # predicted at once, where points are independent; bounds the memory
+POINTS = 1000  # that a network sees at once, those of the support that stand beside others included; bounds the memory
 
 
-def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
+def load(
+    folder: str | Path,
+    overrides: str | Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    trust: str | Sequence[str] = (),
+) -> "Predictor":
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
     Args:
         folder: of the run, as train.py made it.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
         device: where to compute; posterior draws are the same on each.
+        trust: modules of your own whose classes the run's config may name; they are imported.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides)
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust)
     run.learner.to(device)
     return Predictor(run)
 
@@ -156,7 +166,7 @@ class Predictor:
         input_shape: of one input.
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
-        coupled: whether a prediction depends on what else is predicted in the same call.
+        coupled: whether the network's output at a point depends on what stands beside it.
         turn: held by the thread that runs the network.
     """
 
@@ -202,7 +212,7 @@ class Predictor:
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
             require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
         flat = classes is None and np.ndim(y) == 1
-        return AdaptedTask(self, served, len(inputs), classes, flat)
+        return AdaptedTask(self, served, inputs, classes, flat)
 
     def inputs(self, x: Array) -> Tensor:
         """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
@@ -275,7 +285,7 @@ class AdaptedTask:
 
     predictor: Predictor
     served: dict[str, Adapted]  # by predictive; each with the values that it was calibrated to
-    points: int
+    support: Tensor  # inputs [N, ...] of the network, which it adapted to
     classes_: Array | None
     flat: bool  # y was given as [n]
 
@@ -286,7 +296,7 @@ class AdaptedTask:
         samples: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Regression | Classification:
-        """Predict at new inputs x.
+        """Predict at new inputs x, each as if it were asked alone.
 
         Args:
             x: inputs, [n, features] or images.
@@ -348,10 +358,7 @@ class AdaptedTask:
     def _drawn(self, x: Array, draw: Noise) -> Array:
         """Return the mean, or the probabilities, of the network that ``draw`` stands for."""
         kind = "sample" if "sample" in self.served else self.predictor.kinds[-1]
-        at, algorithm = self.served[kind], self.predictor.learner.algorithm
-        [outputs] = algorithm.predict(
-            "sample", at.params, self.predictor.inputs(x), at.meta, at.posterior, draw
-        ).outputs
+        [outputs] = self._predict("sample", self.predictor.inputs(x), draw, at=self.served[kind]).outputs
         predictive = self._likelihood(kind).plug_in(outputs)
         if self.classes_ is not None:
             return _as_given(self._of_own_classes(predictive).probabilities, x)
@@ -361,13 +368,13 @@ class AdaptedTask:
         require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
         generator = generator or torch.Generator().manual_seed(0)
         algorithm = self.predictor.learner.algorithm
-        noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, self.points)
+        noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, len(self.support))
         return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
-    def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
-        """Predict within bounded memory: draw by draw where batch statistics couple the points, else in pieces."""
+    def _predict(self, kind: str, x: Tensor, noise: Noise | None, at: Adapted | None = None) -> Prediction:
+        """Predict each x as if nothing else were asked, within bounded memory."""
         algorithm = self.predictor.learner.algorithm
-        params, posterior, meta = self.served[kind]
+        params, posterior, meta = at or self.served[kind]
 
         def predict(x: Tensor, noise: Noise | None) -> Prediction:
             return algorithm.predict(kind, params, x, meta, posterior, noise)
@@ -375,11 +382,24 @@ class AdaptedTask:
         if not self.predictor.coupled:
             outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
             return Prediction(torch.cat(outputs, 1), torch.cat(spread))
-        if noise is None:
-            return predict(x, None)
-        draws = len(torch.utils._pytree.tree_leaves(noise)[0])
-        parts = [predict(x, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(draws)]
-        return parts[0]._replace(outputs=torch.cat([part.outputs for part in parts]))
+
+        def last(x: Tensor, noise: Noise | None) -> Prediction:
+            outputs, covariance = predict(x, noise)
+            return Prediction(outputs[:, -1], covariance[-1])
+
+        at_once = max(1, POINTS // (len(self.support) + 1))
+        draws = 1 if noise is None else len(tree_leaves(noise)[0])
+        found = []
+        for start in range(0, draws, at_once):
+            part = tree_map_only(Tensor, lambda z, start=start: z[start : start + at_once], noise)
+            found.append(self._beside_support(partial(last, noise=part), x, min(at_once, draws)))
+        return Prediction(torch.cat([part.outputs for part in found], 1).transpose(0, 1), found[0].covariance)
+
+    def _beside_support(self, function: Callable[[Tensor], Any], x: Tensor, times: int = 1) -> Any:
+        """Stack ``function`` of the support with one x behind it, for each x; it takes ``times`` the memory."""
+        at_once = max(1, POINTS // ((len(self.support) + 1) * times))
+        one = vmap(lambda point: function(torch.cat([self.support, point[None]])))
+        return tree_map(lambda *parts: torch.cat(parts), *map(one, x.split(at_once)))
 
     def _regression(self, predictive: Predictive, x: Array, conformal: Conformal | None = None) -> Regression:
         assert isinstance(predictive, NumberPredictive)

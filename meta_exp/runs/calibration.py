@@ -14,7 +14,6 @@ What of it changes predictions (tau, and sigma through the curvature) is fitted 
 (the temperature; sigma, where no posterior is asked) inside, where a prediction is computed once for all values.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -31,7 +30,7 @@ from torch.utils._pytree import tree_map
 
 from meta_exp.adaptation import Meta, Noise, Params, adapt
 from meta_exp.config.checks import one_line, require
-from meta_exp.files import write_json
+from meta_exp.files import read_json, write_json
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods import Likelihood
 from meta_exp.prediction import Prediction
@@ -81,8 +80,8 @@ class Calibration:
             OSError: it cannot be read.
         """
         file = folder / CALIBRATION
+        found = read_json(file, "the values of a calibration")
         try:
-            found = json.loads(file.read_text())
             conformal = {kind: Conformal(**record) for kind, record in found.pop("conformal", {}).items()}
             calibration = cls(**found, conformal=conformal)
             positive = all(0 < float(v) < inf for values in calibration.values.values() for v in values.values())

@@ -8,7 +8,6 @@ made_by.jsonl  commit and versions, by part  .lock                  held by the 
 metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
 """
 
-import json
 import logging
 import os
 from contextlib import nullcontext
@@ -25,7 +24,7 @@ from rich.table import Table
 
 from meta_exp import terminal
 from meta_exp.algorithms import LLAMA, LLAMAPredictive
-from meta_exp.files import write_json, write_whole
+from meta_exp.files import read_json, write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
 from meta_exp.runs.calibration import calibrate
@@ -35,9 +34,12 @@ from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
 from meta_exp.scoring.yardstick import BAYES
 from meta_exp.training.allocator import keep_freed_memory
+from meta_exp.training.checkpoints import read_checkpoint
 from meta_exp.training.data import fresh_batches
+from meta_exp.training.learning_curve import mend_curve
 
 SERVED_NLL = "validation/served_nll"  # in metrics.json
+CHUNK_SIZE = "chunk_size"  # there too, where a trial has found it
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
@@ -70,9 +72,14 @@ def _set_environment(cfg: DictConfig) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
 
 
+def read_metrics(file: Path) -> Metrics:
+    """Return the result of a finished run, its ``metrics.json``; raises ValueError where it is damaged."""
+    return read_json(file, "the metrics of a run", "remove it, and the command that trained the run writes it anew")
+
+
 def criterion(metrics: Metrics) -> float:
     """Return what a search goes by, on validation tasks: the calibrated NLL of what is served, or else the loss."""
-    value = metrics.get(SERVED_NLL, metrics["validation/loss"])
+    value = metrics.get(SERVED_NLL, metrics.get("validation/loss"))
     return inf if value is None or value != value else float(value)
 
 
@@ -89,7 +96,7 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     result = folder / "metrics.json"
     if result.exists():
         log.info("finished already, skipped: %s", folder)
-        return criterion(json.loads(result.read_text()))
+        return criterion(read_metrics(result))
     if run.trainer.is_global_zero:
         write_whole(folder / "config.yaml", config)
         if HydraConfig.initialized():
@@ -98,9 +105,11 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
     last = folder / "last.ckpt"
-    step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+    step = read_checkpoint(last)["global_step"] if last.exists() else 0
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
+        if run.trainer.is_global_zero:
+            mend_curve(folder / "curves.csv", step)
     if run.trainer.is_global_zero and (changed := note_part(folder, step)):
         log.warning("continued under other code or packages, so not bit by bit: %s", "; ".join(changed))
     finished = False
@@ -109,6 +118,12 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         loss = _train(cfg, run, folder, last if step else None)
         finished = True
         return loss
+    except (KeyboardInterrupt, SystemExit):
+        if result.exists():
+            log.info("the run is done, only pictures may be missing: %s", result)
+        elif run.trainer.global_step >= cfg.trainer.max_steps:
+            log.info("the training is done; the same command tests it: %s", folder)
+        raise
     finally:
         run.recorder.close(exit_code=0 if finished else 1)
 
@@ -127,7 +142,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     assert run.best.loss is not None
     if not trainer.is_global_zero:
         return run.best.loss
-    best = torch.load(folder / "best.ckpt", weights_only=True)
+    best = read_checkpoint(folder / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
     fitted: Metrics = {}
     if cfg.calibrate:
@@ -153,6 +168,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         **scores,
         **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
+        **({CHUNK_SIZE: learner.gradient.chunk_size} if cfg.get(CHUNK_SIZE) == "auto" else {}),
         **fitted,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": run.progress.training_s,

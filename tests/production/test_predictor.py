@@ -164,7 +164,7 @@ def test_what_has_no_thresholds_says_how_to_get_them(sinusoid_run, sinusoid, cha
     refused = r"a run that has thresholds for this predictive, got none; evaluate\.py RUN calibrate=true makes them"
     for found in (
         sinusoid.adapt(X, Y).predict(GRID, kind="sample"),
-        meta_exp.load(sinusoid_run, "curvature=diagonal").adapt(X, Y).predict(GRID),
+        meta_exp.load(sinusoid_run, "curvature=last_layer").adapt(X, Y).predict(GRID),
     ):
         with pytest.raises(ValueError, match=rf"^method=conformal: expected {refused}"):
             found.interval(0.9, method="conformal")
@@ -209,6 +209,47 @@ def test_an_alphabet_that_training_never_saw(characters, letters):
         p = found.probabilities.astype(float)
         np.testing.assert_allclose(found.entropy, -(p * np.log(p)).sum(1), rtol=1e-4, atol=1e-6)
     assert np.mean([network(characters.read(asked)).argmax(1) for network in task.sample(2)]) > 0
+
+
+@pytest.mark.parametrize("points", [1000, 40])
+def test_an_image_is_seen_beside_the_support_and_nothing_else(characters, letters, monkeypatch, points):
+    """The network sees the task's fifteen images and, behind them, the one that is asked; whatever else is asked."""
+    (shown, names), (asked, _) = letters
+    images, queries = characters.read(shown), characters.read(asked)[::7]
+    task = characters.adapt(images, names)
+    assert characters.coupled
+    algorithm, classes = characters.learner.algorithm, len(set(names))
+    monkeypatch.setattr(production, "POINTS", points)
+    for kind in characters.kinds:
+        params, posterior, meta = task.served[kind]
+        likelihood = algorithm.likelihood.at(meta.hyper)
+        draws = algorithm.draws(
+            torch.Generator().manual_seed(0), (characters.learner.samples,), meta.theta, len(images)
+        )
+        together = task.predict(queries, kind=kind).probabilities
+        for i, query in enumerate(queries):
+            x = characters.inputs(np.concatenate([images, query[None]]))
+            with torch.no_grad():
+                prediction = algorithm.predict(kind, params, x, meta, posterior, None if kind == "map" else draws)
+            expected = likelihood.predictive(*prediction).given(classes).probabilities[-1]
+            np.testing.assert_allclose(together[i], expected, rtol=1e-4, atol=1e-6)
+            alone = task.predict(query[None], kind=kind).probabilities
+            np.testing.assert_allclose(alone[0], together[i], rtol=1e-4, atol=1e-6)
+    [network] = task.sample(1)
+    np.testing.assert_allclose(network(queries)[2], network(queries[2:3])[0], rtol=1e-4, atol=1e-6)
+
+
+def test_one_scan_at_a_time_and_most_of_one_class(characters, letters):
+    """Batch statistics of such would be those of no task that training saw: a third of them would be right."""
+    (shown, names), (asked, truth) = letters
+    task = characters.adapt(characters.read(shown), names)
+    queries, truth = characters.read(asked), np.array(truth)
+    one_by_one = np.array([task.predict(query[None]).labels[0] for query in queries])
+    assert np.mean(one_by_one == truth) > 0.6
+    for name in sorted(set(names)):
+        others = np.flatnonzero(truth != name)[:1]
+        places = np.concatenate([np.flatnonzero(truth == name), others])
+        assert np.array_equal(task.predict(queries[places]).labels, one_by_one[places])
 
 
 def test_labels_and_images_in_other_forms(characters, letters):

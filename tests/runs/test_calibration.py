@@ -105,10 +105,17 @@ def test_production_serves_it(calibrated):
     assert (task.predict(x).variance > values["linearized"]["sigma_noise"] ** 2).all()
 
 
+def evaluated(folder, *overrides):
+    """Score a run as a comparison does."""
+    opened, left_out = compare._open([folder], overrides)
+    results = compare._score([folder], opened, overrides, left_out)
+    assert not left_out
+    return results
+
+
 def test_a_comparison_fits_another_posterior_anew(calibrated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    results, left_out = compare._evaluate([calibrated], ["curvature=diagonal"])
-    assert not left_out
+    results = evaluated(calibrated, "curvature=diagonal")
     assert set(results[0].served["linearized"]) == {"log_sigma_noise", "log_prior_precision"}
     assert "test/linearized/nll_raw" in results[0].summary
 
@@ -194,12 +201,12 @@ def test_an_older_run_gets_its_own(trained, tmp_path):
 
     with pytest.raises(ValueError, match=r"method=conformal: expected .*, got none; evaluate\.py RUN calibrate=true"):
         ends()
-    compare._evaluate([folder], ["calibrate=true", "conformal_tasks=30", "dataset.shots=5"])
+    evaluated(folder, "calibrate=true", "conformal_tasks=30", "dataset.shots=5")
     assert not (folder / CALIBRATION).exists()
-    results, _ = compare._evaluate([folder], ["calibrate=true", "conformal_tasks=30"])
+    results = evaluated(folder, "calibrate=true", "conformal_tasks=30")
     low, high = ends()
     assert (low < high).all()
-    again, _ = compare._evaluate([folder], [])
+    again = evaluated(folder)
     assert again[0].summary == pytest.approx(results[0].summary, nan_ok=True)
     assert "test/linearized/conformal_width_90" in again[0].summary
 

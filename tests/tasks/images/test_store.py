@@ -7,12 +7,14 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import commands
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from meta_exp.tasks.images import store as store_module
 from meta_exp.tasks.images.source import Pixels, Source
@@ -213,6 +215,18 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(source: Source, cache: Path
     assert caught.value.filename == str(big.store_file)
     assert files(cache) == [".lock"]
     assert open_store(big).pixels.shape == big.shape
+
+
+def test_waiting_for_another_process_is_said(source: Source, caplog: pytest.LogCaptureFixture) -> None:
+    source.store_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{source.store_file}.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            opening = pool.submit(open_store, source)
+            commands.wait_for(lambda: "Waiting for another process that prepares" in caplog.text, "the line")
+            assert not opening.done()
+        assert opening.result(60).pixels.shape == source.shape
+    assert str(lock.lock_file) in caplog.text
 
 
 def test_no_room_for_the_lock_is_an_error_too(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
