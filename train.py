@@ -1,11 +1,15 @@
 """Train, evaluate and picture one run, or with -m a sweep: see --help."""
 
 import logging
+import sys
+from pathlib import Path
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig
 
 from meta_exp import cli
+from meta_exp.config.overrides import check_words
 from meta_exp.runs import names  # noqa: F401 - Hydra asks names for the folders of a sweep
 
 
@@ -25,5 +29,11 @@ def main(cfg: DictConfig) -> float:
         raise
 
 
+def command() -> None:
+    """Look at the command's words before Hydra does, which says of a slip neither where it is nor what to do."""
+    check_words(get_args_parser().parse_known_args(sys.argv[1:])[0].overrides, Path(__file__).with_name("conf"))
+    main()
+
+
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(command)

@@ -21,19 +21,21 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from meta_exp.config.checks import is_out_of_memory, one_line
-from meta_exp.terminal import PlainFormatter, plain, plain_lines
+from meta_exp.terminal import PlainFormatter, open_streams, plain, plain_lines
 
 ENDED_BY = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
 END_S = 3.0  # for what is to be put away at the end of a process that was asked to end
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LESS_MEMORY = (
-    "take fewer tasks at once by chunk_size=1 or more, train with checkpoint_steps=true, or take a smaller model"
-)
+LESS_MEMORY = "try a smaller chunk_size, down to 1, or checkpoint_steps=true in training, or a smaller model"
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
 
 def run(command: Callable[[], None]) -> None:
     """Run a Hydra command; set HYDRA_FULL_ERROR=1 to see the traceback of an expected error too."""
+    open_streams()
+    sys.argv[1:] = map(_at_home, sys.argv[1:])
+    if os.environ.get("META_EXP_DATA") == "":  # as good as not set
+        del os.environ["META_EXP_DATA"]
     # a further process of a data-parallel run has inherited what the first one sets below
     traceback_wanted = os.environ.get("HYDRA_FULL_ERROR") == "1" and "LOCAL_RANK" not in os.environ
     # conf/hydra/launcher says more than its plugins' configs of the same names
@@ -95,6 +97,12 @@ def _speak_plainly() -> None:
         logging.lastResort.setFormatter(PlainFormatter())
 
 
+def _at_home(word: str) -> str:
+    """Return ``key=~/a`` with the home folder in place of ``~``, which a shell leaves as it is behind a ``=``."""
+    key, equals, value = word.partition("=")
+    return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     """End in order: what is open is closed, and the lock on a run's folder is let go."""
     sys.exit(128 + number)
@@ -134,6 +142,7 @@ def _missing_extra(error: Exception) -> str | None:
 
 def reason(error: Exception) -> str:
     """Return what an error says, in one line, without what only Hydra's authors need."""
+    from hydra.errors import HydraException
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
@@ -146,7 +155,7 @@ def reason(error: Exception) -> str:
     if extra := _missing_extra(error):
         return f"this launcher is not installed; it comes with uv run --extra {extra} train.py ..."
     text = str(error).split("Config search path")[0]
-    cause = error.__cause__
+    cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
         near = get_close_matches(str(cause.key), [str(key) for key in cause.parent_node], 1)
         text = text.split("To append")[0] + f"No such key {cause.full_key}"

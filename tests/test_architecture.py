@@ -18,10 +18,12 @@ METHOD = ["hyper", "likelihoods", "adaptation", "curvature", "prediction", "algo
 STOREYS = [BASE, TASKS_AND_MODELS, METHOD, ["training"], ["runs"], ["comparison", "production"]]
 BESIDE = {  # the rooms beside the stairs, and what they import
     "config.schema": BASE,
+    "config.overrides": BASE,
     "cli": BASE,
 }
 MAY_ENTER = {  # and who imports them
     "config.schema": ["runs"],
+    "config.overrides": ["runs"],
     "cli": ["runs.sweep", "tasks.__main__"],
 }
 APART = [("tasks", "models"), ("comparison", "production")]  # on one storey, and neither imports the other

@@ -1,8 +1,13 @@
-"""No control character that somebody else chose reaches a terminal."""
+"""No control character that somebody else chose reaches a terminal, and one that is gone or narrow ends no work."""
 
 import io
 import logging
+import os
+import sys
+from pathlib import Path
 
+import commands
+import pytest
 from rich.console import Console
 from rich.table import Table
 
@@ -52,3 +57,54 @@ def test_tables_and_logs_show_them_so():
     assert lines[0] == r"[WARNING] in \x1b[2J"
     assert "Traceback" in "".join(lines)
     assert all(line.isprintable() for line in lines)
+
+
+SPEAKS = """
+import sys, time
+from pathlib import Path
+from rich.console import Console
+from rich.table import Table
+from meta_exp import cli
+
+def command():
+    print("first", flush=True)
+    while Path("wait").exists():
+        time.sleep(0.01)
+    table = Table("a", "b")
+    table.add_row("1.0 \u00b1 0.5", "\u6f22 \u2192")
+    for _ in range(1000):
+        Console(width=40).print(table)
+    print("said", file=sys.stderr)
+    Path("done").write_text("all of it")
+
+cli.run(command)
+"""
+
+
+def speak(folder, shell, **variables):
+    (folder / "speaks.py").write_text(SPEAKS)
+    package = {"PYTHONPATH": str(Path(__file__).parents[1]), "PYTHON": sys.executable}
+    return commands.finished(["bash", "-c", shell], folder, {**os.environ, **package, **variables})
+
+
+@pytest.mark.parametrize(
+    "shell",
+    {
+        "piped to head": 'touch wait; { "$PYTHON" speaks.py; echo $? > code; } | { head -1; rm wait; }',
+        "stdout closed": '"$PYTHON" speaks.py >&-; echo $? > code',
+        "both closed": '"$PYTHON" speaks.py >&- 2>&- <&-; echo $? > code',
+        "narrow": 'PYTHONIOENCODING=ascii "$PYTHON" speaks.py; echo $? > code',
+        "C": 'LC_ALL=C PYTHONCOERCECLOCALE=0 PYTHONUTF8=0 "$PYTHON" speaks.py; echo $? > code',
+    }.values(),
+)
+def test_what_nobody_reads_or_can_show_ends_no_work(tmp_path, shell):
+    result = speak(tmp_path, shell)
+    assert (tmp_path / "code").read_text() == "0\n"
+    assert (tmp_path / "done").read_text() == "all of it"
+    assert "Traceback" not in result.stderr
+    assert "Error" not in result.stderr
+    if ">&-" not in shell:
+        assert result.stdout.startswith("first\n")
+    if "ascii" in shell:
+        assert "1.0 +- 0.5" in result.stdout
+        assert "\\u6f22 ->" in result.stdout

@@ -22,12 +22,13 @@ from torch.func import functional_call
 
 from meta_exp import prediction
 from meta_exp.adaptation import Meta, Noise, Params
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Curvature, Posterior
 from meta_exp.hyper import Learned
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Episode, Examples
 
+STEPS = 10**4
 Logs = dict[str, Tensor]
 
 
@@ -50,6 +51,7 @@ class Algorithm(ABC):
     def __post_init__(self) -> None:
         """Refuse a negative number of steps, and a tau that nothing trains."""
         require(self.inner_steps >= 0, "algorithm.inner_steps", "at least 0", self.inner_steps)
+        require_at_most(STEPS, "algorithm.inner_steps", self.inner_steps)
         learned = self.curvature is not None and self.curvature.learned
         got = f"algorithm={self.name}, which trains without tau"
         remedy = "set it to false; tau is fitted after training (calibrate=true)"

@@ -20,10 +20,12 @@ from torch import Tensor
 from meta_exp.adaptation import Meta, Params
 from meta_exp.algorithms.base import Logs
 from meta_exp.algorithms.maml import MAML
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Curvature
 from meta_exp.hyper import Learned
 from meta_exp.tasks.episode import Episode
+
+HEAVIEST = 1e6  # weight of the log det
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,7 @@ class LLAMA(MAML):
         require(self.curvature is not None, "algorithm=llama", "a curvature", "curvature=none", remedy)
         super().__post_init__()
         require(self.weight >= 0, "algorithm.eta", "a weight >= 0", self.eta)
+        require_at_most(HEAVIEST, "algorithm.eta", self.weight)
         require(self.data in ("support", "query"), "algorithm.data", "support or query", self.data)
         if self.curvature.learned:
             remedy = "without it tau grows without bound"

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from meta_exp.adaptation import Meta, Params, gradient_step
 from meta_exp.algorithms.base import Algorithm, Logs
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Posterior
 from meta_exp.tasks.episode import Episode, Examples
+
+FASTEST = 1e3  # inner learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class MAML(Algorithm):
         """Refuse a rate or a number of steps that adapts nothing, and a mode that cannot be found."""
         super().__post_init__()
         require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
+        require_at_most(FASTEST, "algorithm.inner_lr", self.inner_lr)
         least = 0 if self.mode else 1
         require(self.inner_steps >= least, "algorithm.inner_steps", f"at least {least}", self.inner_steps)
         loops = ("gradient", "gauss_newton")

@@ -12,9 +12,11 @@ COMPUTED = ("trainer.accelerator", "trainer.devices")
 WATCHED = ("logger", "callbacks.last", "callbacks.progress")
 KEPT = ("dataset.root", "dataset.download")
 SERVED = ("calibrate", "conformal_tasks", "tune_prior_precision")  # how a trained run is served
-PLACED = ("run_dir", "run_name", "callbacks.best.dirpath")  # set by the folder
+SCORED = ("test_tasks", "samples", "predictives")  # what is computed once it is trained
+VALIDATED = ("evaluation_steps",)  # and what its validation goes by too, so that it may change when that is over
+PLACED = ("run_dir", "run_name")  # set by the folder
 NOT_IN_NAME = ("experiment", "trust", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
-MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *PLACED)  # when a run goes on
+MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *SCORED, *PLACED)  # when a run goes on
 NOT_COMPARED = ("seed", "name", "format", "callbacks", "scores", "conformal_tasks", *COMPUTED, *WATCHED, *PLACED)
 
 

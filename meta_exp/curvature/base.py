@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from meta_exp.adaptation import Noise, Params
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_within
 from meta_exp.curvature.taps import Taps
 from meta_exp.hyper import Hyper, Learned, in_log_space
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
+
+TAU = 1e-9, 1e12
 
 
 class Posterior(ABC):
@@ -78,6 +80,7 @@ class Curvature(ABC):
 
     def __init__(self, taps: Taps, prior_precision: float, learned: bool) -> None:
         require(prior_precision > 0, "curvature.prior_precision", "a precision > 0", prior_precision)
+        require_within(TAU, "curvature.prior_precision", prior_precision)
         self.taps = taps
         self.prior_precision = prior_precision
         self.learned = learned

@@ -104,6 +104,7 @@ class KFAC(Curvature):
         seed: int = 0,
     ) -> None:
         require(probes is None or probes >= 1, "curvature.probes", "null or at least 1", probes)
+        require(seed >= 0, "curvature.seed", "an integer >= 0", seed)
         super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
         self.probes = probes
         self.table = 2.0 * torch.randint(2, (TABLE,), generator=torch.Generator().manual_seed(seed)) - 1

@@ -11,10 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_within
 from meta_exp.hyper import Hyper, Learned, in_log_space
 from meta_exp.likelihoods.base import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive
+
+TEMPERATURE = 1e-6, 1e6
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Categorical(Likelihood):
         """Refuse a temperature that is not positive."""
         if not isinstance(self.temperature, Tensor):
             require(self.temperature > 0, "likelihood.temperature", "a number > 0", self.temperature)
+            require_within(TEMPERATURE, "likelihood.temperature", self.temperature)
 
     def free(self) -> dict[str, Learned]:
         """Return what may be fitted after training to what is served: the temperature."""
@@ -75,6 +78,11 @@ class Categorical(Likelihood):
         v = root + torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)[-1]
         reflected = full - (full @ v[..., :, None]) * (v / (1 + root[..., -1:]))[..., None, :]
         return reflected[..., :-1]
+
+    def weigh(self, outputs: Tensor, v: Tensor) -> Tensor:
+        """Return (diag(p) - p p^T) v."""
+        p = outputs.softmax(-1)
+        return p * (v - (p * v).sum(-1, keepdim=True))
 
     def rank(self, outputs: int) -> int:
         """Columns of each S_n: the logits' common shift carries no information."""

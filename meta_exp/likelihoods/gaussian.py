@@ -12,10 +12,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_within
 from meta_exp.hyper import Hyper, Learned, in_log_space
 from meta_exp.likelihoods.base import Likelihood
 from meta_exp.likelihoods.predictive import NumberPredictive, bisect
+
+SIGMA = 1e-6, 1e6  # whose squares fit into float32 with what is divided by them
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Gaussian(Likelihood):
         """Refuse a noise that is not positive."""
         if not isinstance(self.sigma_noise, Tensor):
             require(self.sigma_noise > 0, "likelihood.sigma_noise", "a standard deviation > 0", self.sigma_noise)
+            require_within(SIGMA, "likelihood.sigma_noise", self.sigma_noise)
 
     def outputs_for(self, dimensions: int) -> int:
         """A mean for each dimension."""

@@ -10,11 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.models import activation as activations
 from meta_exp.models.activation import Activation
 from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import NORMS
+
+FILTERS = 1024
 
 
 class Conv4(nn.Module):
@@ -31,6 +33,7 @@ class Conv4(nn.Module):
     ) -> None:
         require(len(input_shape) == 3, "model=conv4", "images [C, H, W]", list(input_shape), "use model=mlp")
         require(filters >= 1, "model.filters", "at least 1", filters)
+        require_at_most(FILTERS, "model.filters", filters)
         require(downsample in ("stride", "max_pool"), "model.downsample", "stride or max_pool", downsample)
         require(norm in NORMS, "model.norm", "batch, group or none", norm)
         super().__init__()

@@ -10,6 +10,8 @@ from meta_exp.config.checks import require
 from meta_exp.models import activation as activations
 from meta_exp.models.activation import Activation
 
+WEIGHTS = 10**8
+
 
 class MLP(nn.Sequential):
     """Linear layers of the given hidden ``widths``, an activation between; inputs of any shape are flattened."""
@@ -23,6 +25,8 @@ class MLP(nn.Sequential):
     ) -> None:
         require(all(width >= 1 for width in widths), "model.widths", "positive widths", list(widths))
         sizes = [prod(input_shape), *widths]
+        weights = sum(a * b for a, b in pairwise([*sizes, outputs]))
+        require(weights <= WEIGHTS, "model.widths", f"at most {WEIGHTS} weights", f"{list(widths)}, with {weights}")
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in, fan_out in pairwise(sizes):
             layers += [nn.Linear(fan_in, fan_out), activations.make(activation)]

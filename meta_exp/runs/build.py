@@ -3,9 +3,10 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,28 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning import Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning import Callback
+from pytorch_lightning.loggers import Logger
+from torch import nn
 
 from meta_exp import likelihoods
-from meta_exp.config.checks import one_line, require
-from meta_exp.config.keys import within
-from meta_exp.config.schema import constructor, from_keys
+from meta_exp.config.checks import one_line, require, shown
+from meta_exp.config.keys import flatten, within
+from meta_exp.config.schema import TARGET, constructor, from_keys, take
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_unfit
 from meta_exp.runs.names import run_name
 from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
 from meta_exp.tasks import fitness
 from meta_exp.tasks.stream import TaskFamily, draw_tasks
-from meta_exp.training.checkpoints import AtomicCheckpoints, Best
+from meta_exp.training.checkpoints import AtomicCheckpoints, Best, Last
 from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
 from meta_exp.training.learning_curve import LearningCurve
 from meta_exp.training.loggers import Guarded, Recorder
 from meta_exp.training.precision import set_precision
 from meta_exp.training.progress import TrainingProgress
+from meta_exp.training.trainer import Trainer
 
 logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it sets INFO when imported
 logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a compiler for CUDA is not needed
@@ -42,8 +46,26 @@ for message in (
     ".*_prims_common.check.*",
 ):
     warnings.filterwarnings("ignore", message=message)
+METHOD: dict[str, tuple[str, ...]] = {  # the groups that a finished run is built from again, and what each is given
+    "dataset": (),
+    "model": ("input_shape", "outputs"),
+    "likelihood": (),
+    "curvature": ("model", "input_shape"),
+    "algorithm": ("model", "likelihood", "curvature"),
+    "optimizer": ("params",),
+    "lr_schedule": (),
+}
+TRAINING: dict[str, tuple[type, tuple[str, ...]]] = {  # and those that its training needed, with their classes
+    "trainer": (Trainer, ("callbacks", "logger", "plugins")),
+    "callbacks.best": (Best, ("dirpath",)),
+    "callbacks.last": (Last, ("dirpath",)),
+    "callbacks.progress": (TrainingProgress, ()),
+}
+OTHERS: dict[str, type] = {"callbacks": Callback, "logger": Logger, "scores": object}  # of any names
 EVALUATION_STEPS = 10  # unless training takes more
 PRECISIONS = ("highest", "high", "medium")
+LEARNER = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
+STREAM = ("seed", "validation_tasks", "test_tasks", "num_tasks", "conformal_tasks")
 
 
 @dataclass
@@ -62,20 +84,29 @@ class Run:
 def resolve(cfg: DictConfig) -> DictConfig:
     """Return a copy of a composed config with all that follows from it in its place: name, eta, steps, references.
 
-    It is what is built, saved and shown on dashboards.
+    It is what is built, saved and shown on dashboards. Its values are those of the constructors' types.
+
+    Raises:
+        ValueError: a key is unknown or missing, or a value of the wrong type; or it is not the command's to choose.
     """
     cfg = deepcopy(cfg)
+    for group in ("dataset", "model", "likelihood", "algorithm", "optimizer", "trainer", "callbacks"):
+        chosen = OmegaConf.is_dict(cfg.get(group))
+        require(chosen, group, "the name of an option", cfg.get(group), f"choose one by {group}=NAME")
+    require(OmegaConf.is_dict(cfg.get("scores", {})), "scores", "scores by name", cfg.get("scores"))
+    _refuse_dangling(cfg)
+    _refuse_chosen(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
     trust = trusted_modules(cfg.get("trust"))
     refuse_unsafe(OmegaConf.to_container(cfg, resolve=True), trust)
     _take_own_classes(cfg, trust)
-    if cfg.curvature and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
-        structure: Any = constructor(cfg.curvature, "curvature").func
-        cfg.algorithm.eta = structure.default_eta
-    if cfg.evaluation_steps is None:
-        steps = cfg.algorithm.get("inner_steps")
-        cfg.evaluation_steps = max(EVALUATION_STEPS, steps) if isinstance(steps, int) else EVALUATION_STEPS
     OmegaConf.resolve(cfg)
+    take_types(cfg)
+    for key in _training_parts(cfg):
+        take(OmegaConf.select(cfg, key), _part(cfg, key).keywords)
+    if has_curvature(cfg) and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
+        structure: Any = _part(cfg, "curvature").func
+        cfg.algorithm.eta = structure.default_eta
     return cfg
 
 
@@ -97,49 +128,56 @@ def _take_own_classes(cfg: DictConfig, trust: Sequence[str]) -> None:
                 cfg[group].pop(key)
 
 
+def take_types(cfg: DictConfig) -> None:
+    """Convert the values that a learner and its tasks are built from to the constructors' types, where they stand."""
+    chosen = {"curvature": has_curvature(cfg), "lr_schedule": bool(cfg.get("lr_schedule"))}
+    for group in METHOD:
+        if chosen.get(group, True):
+            take(cfg[group], _part(cfg, group).keywords)
+    if "evaluation_steps" in cfg and cfg.evaluation_steps is None:
+        cfg.evaluation_steps = max(EVALUATION_STEPS, cfg.algorithm.get("inner_steps", 1))
+    for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
+        take(cfg, from_keys(target, cfg, *keys).keywords)
+
+
 def build(cfg: DictConfig) -> Run:
     """Build everything that a resolved config names; raises ValueError where a setting is out of range."""
-    for key in ("max_steps", "val_check_interval", "log_every_n_steps"):
-        value = cfg.trainer[key]
-        require(isinstance(value, int) and value >= 1, f"trainer.{key}", "an integer, at least 1", value)
-    lr = cfg.optimizer.lr
-    require(isinstance(lr, float | int) and lr > 0, "optimizer.lr", "a learning rate > 0", lr)
-    precision = cfg.matmul_precision
-    require(precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", precision)
-    family = constructor(cfg.dataset, "dataset")()
+    from_keys(_rest, cfg, "name", "calibrate", "matmul_precision")()
+    family = _part(cfg, "dataset")()
     if not _is_ours(family):
         fitness.refuse_unfit(family)
-    set_precision(precision, images=len(family.input_shape) == 3)
-    numbers = ("seed", "validation_tasks", "test_tasks", "num_tasks", "conformal_tasks")
-    stream = from_keys(TaskStream, cfg, *numbers)(family)
+    set_precision(cfg.matmul_precision, images=len(family.input_shape) == 3)
+    stream = from_keys(TaskStream, cfg, *STREAM)(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
     learner = build_learner(cfg, family)
     _try_scores(learner, family)
-    callbacks = {name: constructor(part, f"callbacks.{name}")() for name, part in cfg.callbacks.items()}
-    interval = min(cfg.trainer.val_check_interval, cfg.trainer.max_steps)
-    loggers = [Guarded(constructor(part, f"logger.{name}")(), name) for name, part in (cfg.logger or {}).items()]
+    _try_optimizer(_part(cfg, "optimizer"))
+    folder = Path(cfg.run_dir)
+    callbacks: dict[str, Any] = {}
+    for name in cfg.callbacks:
+        given = {"dirpath": str(folder)} if name in ("best", "last") else {}
+        callbacks[name] = _part(cfg, f"callbacks.{name}")(**given)
+    loggers = [Guarded(_part(cfg, f"logger.{name}")(), name) for name in cfg.get("logger") or {}]
     recorder = Recorder(loggers, family.meta_batch * cfg.trainer.accumulate_grad_batches)
-    try:
-        trainer = constructor(cfg.trainer, "trainer")(
-            callbacks=[*callbacks.values(), LearningCurve(Path(cfg.run_dir) / "curves.csv")],
-            logger=recorder,
-            plugins=[AtomicCheckpoints()],
-            val_check_interval=interval,
-        )
-    except MisconfigurationException as error:
-        raise ValueError(f"trainer.accelerator={cfg.trainer.accelerator}: {error}") from error
+    trainer = _part(cfg, "trainer")(
+        callbacks=[*callbacks.values(), LearningCurve(folder / "curves.csv")],
+        logger=recorder,
+        plugins=[AtomicCheckpoints()],
+    )
+    ranks, tasks = trainer.world_size, family.meta_batch
+    require(ranks <= tasks, "trainer.devices", f"at most dataset.meta_batch = {tasks} processes", ranks)
     in_sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     remedy = "a sweep runs its jobs side by side, with hydra/launcher=joblib, submitit_slurm or ray"
-    require(trainer.world_size == 1 or not in_sweep, "trainer.devices in a sweep", "1", cfg.trainer.devices, remedy)
+    require(ranks == 1 or not in_sweep, "trainer.devices in a sweep", "1", cfg.trainer.devices, remedy)
     return Run(family, stream, learner, trainer, callbacks["best"], recorder, callbacks["progress"])
 
 
 def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
     """Build the model with its likelihood, curvature and algorithm."""
-    likelihood = constructor(cfg.likelihood, "likelihood")()
+    likelihood = _part(cfg, "likelihood")()
     _check_fit(likelihood, family)
     outputs = likelihood.outputs_for(family.outputs)
-    model = constructor(cfg.model, "model")(input_shape=family.input_shape, outputs=outputs)
+    model = _part(cfg, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
     if _is_ours(model):
         refuse_fused_norms(model, family.input_shape)
@@ -147,13 +185,94 @@ def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
         refuse_unfit(model, family.input_shape, outputs)
     curvature = None
     if has_curvature(cfg):
-        curvature = constructor(cfg.curvature, "curvature")(model=model, input_shape=family.input_shape)
-    algorithm = constructor(cfg.algorithm, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
-    keys = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
-    learner = from_keys(Learner, cfg, *keys)
-    schedule = constructor(cfg.lr_schedule, "lr_schedule")() if cfg.get("lr_schedule") else None
-    scores = {name: constructor(part, f"scores.{name}")() for name, part in (cfg.get("scores") or {}).items()}
-    return learner(algorithm, constructor(cfg.optimizer, "optimizer"), schedule=schedule, scores=scores)
+        curvature = _part(cfg, "curvature")(model=model, input_shape=family.input_shape)
+    algorithm = _part(cfg, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
+    schedule = _part(cfg, "lr_schedule")() if cfg.get("lr_schedule") else None
+    scores = {name: _part(cfg, f"scores.{name}")() for name in cfg.get("scores") or {}}
+    learner = from_keys(Learner, cfg, *LEARNER)
+    return learner(algorithm, _part(cfg, "optimizer"), schedule=schedule, scores=scores)
+
+
+def _part(cfg: DictConfig, key: str) -> Any:
+    """Return the constructor that stands at the dotted ``key``."""
+    group, _, name = key.partition(".")
+    kind, given = TRAINING.get(key) or (OTHERS.get(group, object), METHOD.get(group, ()))
+    found = cfg.get(group)
+    return constructor(found.get(name) if name and OmegaConf.is_dict(found) else found, key, kind, given)
+
+
+def _training_parts(cfg: DictConfig) -> list[str]:
+    """Return the dotted keys of the parts that only a training needs."""
+    own = [
+        f"{group}.{name}"
+        for group in ("callbacks", "logger")
+        for name in (cfg.get(group) if OmegaConf.is_dict(cfg.get(group)) else [])
+    ]
+    return list(dict.fromkeys([*TRAINING, *own]))
+
+
+def _rest(name: str, calibrate: bool | None = None, matmul_precision: str = "highest") -> None:
+    """Refuse values out of range of the keys that no constructor takes."""
+    parts = Path(name).parts
+    inside = bool(name.strip()) and ".." not in parts and not Path(name).is_absolute() and name.isprintable()
+    require(inside, "name", "a name for folders below outputs/", shown(name))
+    require(matmul_precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", matmul_precision)
+
+
+def _refuse_dangling(cfg: DictConfig) -> None:
+    """Raise ValueError at a reference to what is not there, by the key that holds it."""
+    for key, value in flatten(OmegaConf.to_container(cfg, resolve=False)).items():
+        if "${" in str(value):
+            try:
+                found = OmegaConf.select(cfg, key)
+                _ = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+            except OmegaConfBaseException as error:
+                said = str(error).partition("\n")[0]
+                raise ValueError(f"{key}: expected a value, got {shown(value)}: {said}") from error
+
+
+def _refuse_chosen(cfg: DictConfig) -> None:
+    """Raise ValueError where the command sets what follows from others of its words: the folder, its name, choices."""
+    if not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    if not OmegaConf.is_missing(hydra.runtime, "output_dir"):
+        folder = hydra.runtime.output_dir
+        remedy = "choose it by hydra.run.dir"
+        require(cfg.run_dir == folder, "run_dir", f"the folder that Hydra made, {folder}", cfg.run_dir, remedy)
+    own = cfg.run_name in (None, run_name(Path(cfg.run_dir)))
+    require(own, "run_name", "null, for the name of the folder", cfg.run_name, "choose the folder by hydra.run.dir")
+    require(OmegaConf.is_dict(cfg.choices), "choices", "what groups say", cfg.choices, "choose by GROUP=NAME")
+    for group in cfg.choices:
+        chosen = hydra.runtime.choices.get(group)
+        key = group if group in METHOD else f"choices.{group}"
+        require(group in hydra.runtime.choices, key, "an option", "none", f"choose one by {group}=NAME")
+        named = str(cfg[group].get(TARGET)).rpartition(".")[2] if OmegaConf.is_dict(cfg.get(group)) else None
+        option, remedy = cfg.choices[group], f"choose by {group}=NAME"
+        require(option in (chosen, named), f"choices.{group}", f"the option chosen, {chosen}", option, remedy)
+
+
+def _try_optimizer(optimizer: partial[Any]) -> None:
+    """Raise ValueError where the optimizer refuses its values, which it does when it is made, by the key at fault."""
+    values = optimizer.keywords
+    lr = values.get("lr", 1.0)
+    require(lr > 0, "optimizer.lr", "a learning rate > 0", lr)
+    for key in ("momentum", "dampening"):
+        require(0 <= values.get(key, 0) <= 1, f"optimizer.{key}", "a number from 0 to 1", values.get(key))
+    if said := _refusal(optimizer.func, values):
+        alone = [key for key, value in values.items() if _refusal(optimizer.func, {key: value})]
+        rest = {key: {name: value for name, value in values.items() if name != key} for key in values}
+        healing = [key for key in values if not _refusal(optimizer.func, rest[key])]
+        keys = ", ".join(f"optimizer.{key}" for key in alone or healing) or "optimizer"
+        raise ValueError(f"{keys}: expected what {optimizer.func.__name__} takes, got {said}")
+
+
+def _refusal(optimizer: Callable[..., Any], values: dict[str, Any]) -> str | None:
+    try:
+        optimizer([nn.Parameter(torch.zeros(1))], **values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        return one_line(error)
+    return None
 
 
 def _is_ours(part: object) -> bool:

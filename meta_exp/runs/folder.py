@@ -1,7 +1,8 @@
 """A run's folder over several processes: one writer at a time, and one config for all of them.
 
 The same command again continues: a finished run is skipped, one with ``last.ckpt`` goes on from there, any other starts
-anew. A folder whose run was begun with another config is refused, with the keys that differ.
+anew. A folder whose run was begun with another config is refused, with the keys that differ. What only the evaluation
+needs may change: of a finished run that is then done anew.
 """
 
 import logging
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
 from meta_exp.config.checks import one_line
-from meta_exp.config.keys import MAY_CHANGE, flatten, within
+from meta_exp.config.keys import MAY_CHANGE, SCORED, SERVED, VALIDATED, flatten, within
 from meta_exp.files import acquire, remove_parts
 from meta_exp.runs.saved import read_config
 from meta_exp.terminal import plain
@@ -74,15 +75,33 @@ def only_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def refuse_other_config(folder: Path, text: str) -> None:
-    """Raise Refused if the run in ``folder`` was begun with another config than ``text``, and got somewhere."""
+def refuse_other_config(folder: Path, text: str, trained: bool = False) -> list[str]:
+    """Raise Refused if the run in ``folder`` was begun with another config than ``text``, and got somewhere.
+
+    Returns what has changed of its evaluation, ``key=old, now new``; of a run that is ``trained`` that may be more.
+    """
     file = folder / "config.yaml"
     if not (file.exists() and ((folder / "last.ckpt").exists() or (folder / "metrics.json").exists())):
-        return
+        return []
     old, new = (flatten(OmegaConf.to_container(config)) for config in (read_config(file), OmegaConf.create(text)))
-    keys = [key for key in dict.fromkeys([*old, *new]) if not within(key, MAY_CHANGE)]
-    differ = [f"{key}={old.get(key)}, now {new.get(key)}" for key in keys if repr(old.get(key)) != repr(new.get(key))]
+    changed = {
+        key: f"{key}={old.get(key)}, now {new.get(key)}"
+        for key in dict.fromkeys([*old, *new])
+        if not _same(old.get(key), new.get(key))
+    }
+    may_change = (*MAY_CHANGE, *VALIDATED) if trained else MAY_CHANGE
+    differ = [words for key, words in changed.items() if not within(key, may_change)]
     if differ:
         more = f" and {len(differ) - SHOWN} more" if len(differ) > SHOWN else ""
         message = f"{folder}: expected the config that its run was begun with, got {'; '.join(differ[:SHOWN])}{more}"
         raise Refused(f"{message}; give the same config, or choose another folder")
+    # a key that one of them lacks is of another version, not of another command
+    both = old.keys() & new.keys()
+    return [words for key, words in changed.items() if key in both and within(key, (*SCORED, *VALIDATED, *SERVED))]
+
+
+def _same(old: object, new: object) -> bool:
+    """Whether two values are the same; 1 and 1.0 are, true and 1 are not."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_same, old, new))
+    return old == new and isinstance(old, bool) == isinstance(new, bool)

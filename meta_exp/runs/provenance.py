@@ -44,7 +44,8 @@ def provenance() -> dict[str, Any]:
     packages = ("meta-exp", "torch", "pytorch-lightning", "hydra-core", "numpy")
     commit = None
     if git := shutil.which("git"):
-        command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        # also where the checkout is another user's, as on a shared machine: its code runs here in any case
+        command = [git, "-c", "safe.directory=*", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
         commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     return {
         "version/python": platform.python_version(),

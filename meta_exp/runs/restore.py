@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
@@ -24,9 +23,10 @@ from torch import Tensor
 
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
+from meta_exp.config.overrides import parse
 from meta_exp.config.schema import constructor
 from meta_exp.files import read_json
-from meta_exp.runs.build import build_learner
+from meta_exp.runs.build import build_learner, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
 from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
@@ -136,6 +136,10 @@ def load_config(folder: Path, overrides: Sequence[str] = (), trust: str | Sequen
     _place_data(cfg)
     _apply(cfg, [override for override in parsed if override.key_or_group != TRUST])
     refuse_unsafe(OmegaConf.to_container(cfg, resolve=False), trusted, file)
+    try:
+        take_types(cfg)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{file}: expected a run's config, got {one_line(error)}") from error
     return cfg
 
 
@@ -157,11 +161,9 @@ def _place_data(cfg: DictConfig) -> None:
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-    except HydraException as error:
-        raise ValueError(one_line(error)) from error
+    parsed = parse(overrides)
     for override in parsed:
+        require(override.value() != "???", override.key_or_group, "a value", "???")
         plain = not (override.is_delete() or override.is_sweep_override() or override.package)
         require(plain, override.input_line or "", "key=value", "a deletion, a sweep or a package")
     return parsed

@@ -5,6 +5,7 @@ that its run is restored, goes on and is compared as any other: whoever reads a 
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,19 @@ RENAMED = {  # what earlier versions named, and what it is called today
     "meta_exp.likelihood.Categorical": "meta_exp.likelihoods.Categorical",
     "meta_exp.likelihood.Gaussian": "meta_exp.likelihoods.Gaussian",
     "meta_exp.progress.TrainingProgress": "meta_exp.training.progress.TrainingProgress",
+    "pytorch_lightning.Trainer": "meta_exp.training.trainer.Trainer",
     "pytorch_lightning.callbacks.ModelCheckpoint": "meta_exp.training.checkpoints.Best",
     "pytorch_lightning.loggers.WandbLogger": "meta_exp.training.loggers.WandB",
 }
+DROPPED = (  # keys that are none any more: the same for every run, or set by its folder
+    "trainer.check_val_every_n_epoch",
+    "trainer.enable_model_summary",
+    "trainer.enable_progress_bar",
+    "trainer.inference_mode",
+    "trainer.num_sanity_val_steps",
+    "callbacks.best.dirpath",
+    "callbacks.last.dirpath",
+)
 ADDED = {  # keys that earlier versions did not have, by class, and what they did
     "meta_exp.models.Conv4": {"activation": "relu"},
     "meta_exp.models.MLP": {"activation": "relu"},
@@ -48,7 +59,10 @@ def read_config(file: Path) -> DictConfig:
     """
     cfg = _load(file, "a run's config")
     require(isinstance(cfg, DictConfig), str(file), "a run's config", "another structure")
-    return OmegaConf.create(_renamed(OmegaConf.to_container(cfg, resolve=False)))
+    today = _renamed(OmegaConf.to_container(cfg, resolve=False))
+    for key in DROPPED:
+        _drop(today, key.split("."))
+    return OmegaConf.create(today)
 
 
 def read_overrides(folder: Path) -> list[str]:
@@ -95,6 +109,13 @@ def _renamed(node: Any) -> Any:
     target = {"_target_": _today(node["_target_"])} if "_target_" in node else {}
     added = ADDED.get(target["_target_"], {}) if isinstance(target.get("_target_"), str) else {}
     return added | {key: _renamed(part) for key, part in node.items()} | target
+
+
+def _drop(node: Any, path: Sequence[str]) -> None:
+    for name in path[:-1]:
+        node = node.get(name) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node.pop(path[-1], None)
 
 
 def _today(name: Any) -> Any:

@@ -5,7 +5,7 @@ train.log      what happened                plots/                  pictures of 
 curves.csv     validation scores by step    calibration.json        what was fitted after training
 history.jsonl  all that was logged          overrides.yaml          the command's
 made_by.jsonl  commit and versions, by part  .lock                  held by the process that writes here
-metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
+metrics.json   the result, written whole and last: its presence means that the run is finished
 """
 
 import logging
@@ -27,7 +27,7 @@ from meta_exp.algorithms import LLAMA, LLAMAPredictive
 from meta_exp.files import read_json, write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
-from meta_exp.runs.calibration import calibrate
+from meta_exp.runs.calibration import CALIBRATION, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
@@ -92,20 +92,22 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     """Train the run from where it stands, or return the loss of one that is finished."""
     run = build(cfg)
     config = snapshot(cfg)
-    refuse_other_config(folder, config)
-    result = folder / "metrics.json"
-    if result.exists():
+    last, result = folder / "last.ckpt", folder / "metrics.json"
+    step = read_checkpoint(last)["global_step"] if last.exists() else 0
+    changed = refuse_other_config(folder, config, trained=result.exists() or step >= cfg.trainer.max_steps)
+    if result.exists() and not changed:
         log.info("finished already, skipped: %s", folder)
         return criterion(read_metrics(result))
+    if result.exists():
+        log.info("evaluated anew: %s", "; ".join(changed))
     if run.trainer.is_global_zero:
+        result.unlink(missing_ok=True)  # it is of the config that now goes
         write_whole(folder / "config.yaml", config)
         if HydraConfig.initialized():
             write_whole(folder / "overrides.yaml", yaml.safe_dump(list(HydraConfig.get().overrides.task)))
     else:  # of several processes one writes the folder and speaks; the others have their errors to say
         logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
-    last = folder / "last.ckpt"
-    step = read_checkpoint(last)["global_step"] if last.exists() else 0
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
         if run.trainer.is_global_zero:
@@ -120,9 +122,9 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         return loss
     except (KeyboardInterrupt, SystemExit):
         if result.exists():
-            log.info("the run is done, only pictures may be missing: %s", result)
+            log.info("the run is done: %s", result)
         elif run.trainer.global_step >= cfg.trainer.max_steps:
-            log.info("the training is done; the same command tests it: %s", folder)
+            log.info("the training is done; the same command goes on with its test: %s", folder)
         raise
     finally:
         run.recorder.close(exit_code=0 if finished else 1)
@@ -145,6 +147,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     best = read_checkpoint(folder / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
     fitted: Metrics = {}
+    (folder / CALIBRATION).unlink(missing_ok=True)  # of an evaluation before
     if cfg.calibrate:
         fresh = fresh_batches(run.family, run.stream.conformal_tasks)
         calibration = calibrate(learner, run.stream.val_dataloader(), fresh)
@@ -175,12 +178,13 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "time/compile_s": learner.gradient.compile_s,
         **provenance(),
     }
-    write_json(folder / "metrics.json", metrics)
-    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
     title = _title(cfg, best["global_step"])
     drawings = pictures.draw_or_warn(learner, run.family, title, folder / "plots", "the run is finished")
     if drawings:
         run.recorder.log_pictures(drawings, trainer.global_step)
+    write_json(folder / "metrics.json", metrics)
+    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
+    if drawings:
         log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
     return criterion(metrics)
 

@@ -42,7 +42,7 @@ MODULES = {  # whose classes a config may name in a group
     "lr_schedule": "meta_exp.training",
 }
 NEVER_BUILT = {  # from a saved config: the groups that only a training needs
-    "trainer": ("pytorch_lightning",),
+    "trainer": ("meta_exp.training.trainer",),
     "logger": ("meta_exp.training.loggers", "pytorch_lightning.loggers"),
     "callbacks": ("meta_exp.training.checkpoints", "meta_exp.training.progress"),
 }
@@ -66,7 +66,7 @@ def trusted_modules(given: str | Sequence[str] | None = ()) -> tuple[str, ...]:
     Raises:
         ValueError: a name is none of a module.
     """
-    words = [given] if isinstance(given, str) else list(given or ())
+    words = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given] if given else []
     named = [("trust", word) for word in words]
     named += [(VARIABLE, word.strip()) for word in os.environ.get(VARIABLE, "").split(",") if word.strip()]
     for key, word in named:

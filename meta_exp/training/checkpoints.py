@@ -26,11 +26,12 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from meta_exp.config.checks import one_line, require
+from meta_exp.config.checks import one_line, require, require_at_most
 from meta_exp.files import replacing
 from meta_exp.training import lightning
 
 log = logging.getLogger(__name__)
+MINUTES = 10**6  # two years
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANDED_ON = (*SIGNALS, signal.SIGUSR2)  # where somebody handles them
 GRACE_S = 5.0  # that a signal leaves a step to end in
@@ -74,11 +75,15 @@ class Best(Checkpoint):
         self.score: float | None = None  # by which it is the best
         self.loss: float | None = None  # its validation loss, whatever the monitor
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a score that no validation will have; one task tells which there are."""
+        if self.monitor != "validation/loss":
+            known = pl_module.validation_scores(trainer.datamodule)  # type: ignore[operator, attr-defined]
+            require(self.monitor in known, "callbacks.best.monitor", f"one of {', '.join(known)}", self.monitor)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if this validation is the best so far; a NaN is the worst."""
         scores = trainer.callback_metrics
-        known = ", ".join(name for name in scores if name.startswith("validation/"))
-        require(self.monitor in scores, "callbacks.best.monitor", f"one of {known}", self.monitor)
         score = float(scores[self.monitor])
         score = score if score == score else self.sign * inf
         if self.score is None or self.sign * score < self.sign * self.score:
@@ -109,12 +114,14 @@ class Last(Checkpoint):
         steps, minutes = every_n_steps, every_minutes
         require(steps is None or steps >= 1, "callbacks.last.every_n_steps", "null or at least 1", steps)
         require(minutes is None or minutes >= 0, "callbacks.last.every_minutes", "null or at least 0", minutes)
+        require_at_most(MINUTES, "callbacks.last.every_minutes", minutes or 0.0)
         self.file, self.every_n_steps = Path(dirpath) / "last.ckpt", every_n_steps
         self.interval_s = inf if every_minutes is None else 60.0 * every_minutes
         self.saved_at = 0.0
         self.signals: list[int] = []  # that came since the last step
         self.handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}  # from before the training
         self.training = False
+        self.found: dict[int, Any] = {}  # handlers in whose place ours stand during the training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note who handles signals, before Lightning does; Python's own for Ctrl-C would not reach our caller."""
@@ -125,11 +132,10 @@ class Last(Checkpoint):
                 self.handlers[number] = handler
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and heed signals; the trainer puts the handlers back that it found."""
+        """Start the clock and heed signals."""
         self.saved_at, self.training = time.monotonic(), True
         if threading.current_thread() is threading.main_thread():
-            for number in {*SIGNALS, *self.handlers}:
-                signal.signal(number, self._heed)
+            self.found = {number: signal.signal(number, self._heed) for number in {*SIGNALS, *self.handlers}}
             lightning.forget_signals(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -163,8 +169,19 @@ class Last(Checkpoint):
             self._hand_on(number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ask nobody a second time."""
+        """Ask nobody a second time, and heed no more signals."""
+        self._put_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Heed no more signals: what comes after the training is ended as any program is."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Put the handlers back that were found, of which the trainer then does so with its own."""
         self.training = False
+        for number, handler in self.found.items():
+            signal.signal(number, handler)
+        self.found = {}
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         if number in self.signals:  # asked twice: at once, from the last checkpoint

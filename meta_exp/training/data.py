@@ -8,11 +8,14 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils._pytree import tree_map
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.stream import EVALUATION_BATCH, FRESH, TaskFamily, draw_batch, draw_tasks
 
 CONFORMAL_TASKS = 1000
+
+TASKS = 10**7  # of validation or test
+NUMBERS = 2**31  # of all inputs that are drawn at a time
 
 
 class TaskStream(LightningDataModule):
@@ -29,8 +32,11 @@ class TaskStream(LightningDataModule):
     ) -> None:
         require(seed >= 0, "seed", "an integer >= 0", seed)
         require(validation_tasks >= 1, "validation_tasks", "at least 1", validation_tasks)
+        require_at_most(TASKS, "validation_tasks", validation_tasks)
         require(test_tasks >= 2, "test_tasks", "at least 2, for an interval", test_tasks)
+        require_at_most(TASKS, "test_tasks", test_tasks)
         require(conformal_tasks >= 1, "conformal_tasks", "at least 1", conformal_tasks)
+        require_at_most(TASKS, "conformal_tasks", conformal_tasks)
         require(num_tasks is None or num_tasks >= 1, "num_tasks", "null, for new tasks without end, or >= 1", num_tasks)
         super().__init__()
         self.family = family
@@ -40,10 +46,12 @@ class TaskStream(LightningDataModule):
         self._validation = EvaluationBatches(family, "validation", validation_tasks)
 
     def setup(self, stage: str) -> None:
-        """Move the data to the training device; raises ValueError where a process would be left without a task."""
+        """Move the data to the training device; raises ValueError where no memory would hold a meta-batch."""
         assert self.trainer is not None
-        ranks, tasks = self.trainer.world_size, self.family.meta_batch
-        require(ranks <= tasks, "trainer.devices", f"at most dataset.meta_batch = {tasks} processes", ranks)
+        one = draw_tasks(self.family, "validation", 0, 1)
+        numbers = (one.support.x.numel() + one.query.x.numel()) * max(self.family.meta_batch, EVALUATION_BATCH)
+        remedy = "choose fewer tasks, dataset.shots or dataset.queries"
+        require(numbers <= NUMBERS, "dataset.meta_batch", f"at most {NUMBERS} numbers in its inputs", numbers, remedy)
         self.family.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> "TrainingBatches":

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 
 from meta_exp.adaptation import Meta, Noise, Params, adapt, whole_path
 from meta_exp.algorithms import Algorithm
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Posterior
 from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
@@ -28,10 +28,12 @@ from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Score, Scores, evaluate
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.foreign import Foreign
+from meta_exp.training.data import EvaluationBatches, TaskStream
 from meta_exp.training.meta_gradient import MetaGradient
 from meta_exp.training.schedule import Cosine
 
 log = logging.getLogger(__name__)
+STEPS, DRAWS, FASTEST = 10**4, 10**4, 1e3  # at most
 COLLAPSE = 0.01  # of the log det, above its floor
 TRAINING, EVALUATION = 0, 1  # in the keys of noise
 
@@ -77,10 +79,16 @@ class Learner(LightningModule):
         scores: Mapping[str, Score] | None = None,
     ) -> None:
         require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
+        require_at_most(STEPS, "evaluation_steps", evaluation_steps)
         require(samples >= 1, "samples", "at least 1", samples)
+        require_at_most(DRAWS, "samples", samples)
         require(hyper_lr is None or hyper_lr > 0, "hyper_lr", "null or a learning rate > 0", hyper_lr)
+        require_at_most(FASTEST, "hyper_lr", hyper_lr or 0.0)
         for kind in predictives:
             require(kind in KINDS, "predictives", f"some of {', '.join(KINDS)}", kind)
+        offered = [kind for kind in KINDS if kind in predictives and kind in algorithm.predictives]
+        expected = f"one at least of {', '.join(algorithm.predictives)}, which this algorithm has here"
+        require(bool(offered), "predictives", expected, list(predictives))
         super().__init__()
         self.model = algorithm.model
         self.algorithm = algorithm
@@ -88,7 +96,7 @@ class Learner(LightningModule):
         self.schedule = schedule
         # linearised at theta, as without inner steps, is not what it was trained for after some
         self.evaluation_steps = evaluation_steps if algorithm.inner_steps else 0
-        self.predictives = [kind for kind in predictives if kind in algorithm.predictives]
+        self.predictives = [kind for kind in dict.fromkeys(predictives) if kind in algorithm.predictives]
         self.samples = samples
         self.scores = dict(scores or {})
         self.hyper_lr = hyper_lr
@@ -240,6 +248,14 @@ class Learner(LightningModule):
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Score validation tasks by their loss and metric after adaptation."""
         self._scores.append(self.evaluate(batch, self.evaluation_steps, self.algorithm.validated).each)
+
+    @torch.no_grad()
+    def validation_scores(self, stream: TaskStream) -> list[str]:
+        """Return the names of the scores that a validation logs, found by one task."""
+        [one] = EvaluationBatches(stream.family, "validation", 1)
+        one = tree_map(lambda value: value.to(self.device), one)
+        scores = self.evaluate(one, self.evaluation_steps, self.algorithm.validated)
+        return [f"validation/{name}" for name in scores.each]
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation tasks."""

@@ -7,9 +7,12 @@ logger made for the same run, and nothing else: in a place outside the run's fol
 """
 
 import logging
+import os
 import shutil
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +21,7 @@ from typing import Any, Literal
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from meta_exp.config.checks import one_line
+from meta_exp.config.checks import one_line, require, shown
 from meta_exp.training.history import STEP, TASKS, History
 
 log = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ PATIENCE_S = 60  # with W&B's start and end, where the network is gone
 HIGHER_IS_BETTER = "accuracy"
 MADE = {CSVLogger: ("metrics.csv", "hparams.yaml"), TensorBoardLogger: ("events.out.tfevents.*", "hparams.yaml")}
 HASH = 10  # hexadecimal digits
+LONGEST, TAG, FORBIDDEN = 128, 64, "/\\#?%:"  # as W&B takes them
 OWNER = "run_dir.txt"  # in an offline W&B run, the folder that it is of
 
 
@@ -191,6 +195,18 @@ class TensorBoard(TensorBoardLogger):
         self.finalize("success" if exit_code == 0 else "failed")
 
 
+@contextmanager
+def _nobody_to_ask() -> Iterator[None]:
+    """Have W&B say that a key is missing, in place of asking a terminal for one, where a sweep would wait for ever."""
+    asked = sys.stdin
+    with open(os.devnull) as nobody:
+        sys.stdin = nobody
+        try:
+            yield
+        finally:
+            sys.stdin = asked
+
+
 class WandB(Logger):
     """A W&B run.
 
@@ -216,6 +232,14 @@ class WandB(Logger):
         mode: Literal["online", "offline", "disabled"] = "offline",
         entity: str | None = None,
     ) -> None:
+        words = {"project": project, "id": id, "group": group, "job_type": job_type}
+        for key, value in words.items():
+            taken = 0 < len(value) <= LONGEST and value.isprintable()
+            taken &= key not in ("project", "id") or not set(value) & set(FORBIDDEN)
+            expected = f"a word of at most {LONGEST} characters, in a project or id none of {FORBIDDEN}"
+            require(taken, f"logger.wandb.{key}", expected, shown(value))
+        for tag in filter(None, tags):
+            require(len(tag) <= TAG, "logger.wandb.tags", f"words of at most {TAG} characters", shown(tag))
         super().__init__()
         self.folder, self.mode, self.id = Path(save_dir), mode, id
         names = {"id": id, "name": id, "group": group, "job_type": job_type, "tags": [tag for tag in tags if tag]}
@@ -244,7 +268,8 @@ class WandB(Logger):
                     shutil.rmtree(earlier)
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(init_timeout=PATIENCE_S, finish_timeout=PATIENCE_S, silent=True)
-        self.run = wandb.init(**self.arguments, config=params, resume="allow", settings=settings)
+        with _nobody_to_ask():
+            self.run = wandb.init(**self.arguments, config=params, resume="allow", settings=settings)
         if self.mode == "offline":
             Path(self.run.dir).with_name(OWNER).write_text(owner)
         self.run.define_metric(ITERATION, hidden=True)

@@ -10,7 +10,9 @@ weights differ less from check to check and from seed to seed.
 from dataclasses import dataclass
 from math import cos, pi
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
+
+WARMUP = 10**9  # steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class Cosine:
     def __post_init__(self) -> None:
         """Refuse a negative number of steps, and a share beyond 0 and 1."""
         require(self.warmup >= 0, "lr_schedule.warmup", "at least 0 steps", self.warmup)
+        require_at_most(WARMUP, "lr_schedule.warmup", self.warmup)
         require(0 <= self.final <= 1, "lr_schedule.final", "a share of the learning rate from 0 to 1", self.final)
 
     def factor(self, step: int, steps: int) -> float:

@@ -40,7 +40,56 @@ REFUSED = {
     "matmul_precision=low": "matmul_precision: expected one of highest, high, medium, got low",
     "seed=-1": "seed: expected an integer >= 0, got -1",
     "predictives=[map,best]": "predictives: expected some of map, sample, linearized, got best",
-    "compile=maybe": "compile: expected",
+    "compile=maybe": "compile: expected a valid boolean or 'auto', got 'maybe'",
+    "test_tasks=true": "test_tasks: expected a value of the form int, got True",
+    "test_tasks=1e30": "test_tasks: expected",
+    "seed=99999999999999999999": "seed: expected a number within 64 bits, got 99999999999999999999",
+    "dataset.shots=2147483648": r"dataset.shots: expected at most 100000, got 2147483648",
+    "dataset.x_range=[0,inf]": "dataset.x_range: expected a finite number",
+    "dataset.x_range=[0,1e30]": r"dataset.x_range: expected at most 1e\+06, got 1e\+30",
+    "dataset.noise=1e-30": r"dataset.noise: expected a number from 1e-06 to 1e\+06, got 1e-30",
+    "dataset.noise=nan": "dataset.noise: expected a finite number, got nan",
+    "model.widths=[true]": "model.widths: expected a value of the form",
+    "model.widths=[90000,90000]": r"model.widths: expected at most 100000000 weights, got \[90000, 90000\]",
+    "algorithm.inner_lr=1e30": r"algorithm.inner_lr: expected at most 1000, got 1e\+30",
+    "likelihood.sigma_noise=1e-30": "likelihood.sigma_noise: expected a number from 1e-06 to 1e.06, got 1e-30",
+    "predictives=[]": "predictives: expected one at least of map, sample, linearized",
+    "calibrate=maybe": "calibrate: expected a valid boolean",
+    "name=../x": r"name: expected a name for folders below outputs/, got '../x'",
+    "choices.model=conv4": "choices.model: expected the option chosen, mlp, got conv4; choose by model=NAME",
+    "run_name=mine": "run_name: expected null, for the name of the folder, got mine",
+    "optimizer.lr=true": "optimizer.lr: expected a value of the form",
+    "optimizer.fused=abc": "optimizer.fused: expected a valid boolean",
+    "+optimizer.betas=[2,3]": "optimizer.betas: expected what Adam takes, got Invalid beta parameter",
+    "+optimizer.foreach=true": "optimizer.fused, optimizer.foreach: expected what Adam takes",
+    "optimizer._target_=torch.nn.Linear": r"optimizer._target_: expected a class of torch.optim, got torch.nn.Linear",
+    "dataset._target_=nowhere": "dataset._target_: expected a class of meta_exp.tasks, got nowhere",
+    "+callbacks.mine._target_=nowhere": "callbacks.mine._target_: expected the name of a class, got .nowhere.",
+    "trust=5": "trust: expected names of modules",
+    "scores=5": "scores: expected scores by name, got 5",
+    "~algorithm.inner_lr": "algorithm.inner_lr: expected a value, got none",
+    "algorithm.inner_lr=???": "algorithm.inner_lr: expected a value, got none",
+    "~seed": "seed: expected a value, got none",
+    "+model.outputs=3": "model.outputs: expected a known key",
+    "trainer.accumulate_grad_batches=0": "trainer.accumulate_grad_batches: expected an integer, at least 1, got 0",
+    "trainer.accumulate_grad_batches=-1": "trainer.accumulate_grad_batches: expected an integer, at least 1, got -1",
+    "trainer.accumulate_grad_batches=1.5": "trainer.accumulate_grad_batches: expected a valid integer, got 1.5",
+    "trainer.devices=abc": "trainer.devices: expected how many, or a list of their numbers, got abc",
+    "trainer.devices=0": "trainer.devices: expected how many",
+    "trainer.devices=2147483648": "trainer.devices: expected how many",
+    "trainer.devices=26": "trainer.devices: expected at most dataset.meta_batch = 25 processes, got 26",
+    "trainer.gradient_clip_val=-1": "trainer.gradient_clip_val: expected null or a number > 0, got -1",
+    "trainer.gradient_clip_algorithm=abc": "trainer.gradient_clip_algorithm: expected 'norm' or 'value', got 'abc'",
+    "trainer.precision=64-true": "trainer.precision: expected 32-true, got 64-true; matmul_precision",
+    "trainer.strategy=fsdp": "trainer.strategy: expected 'auto' or 'ddp', got 'fsdp'",
+    "+trainer.fast_dev_run=true": "trainer.fast_dev_run: expected a known key",
+    "+callbacks.last.dirpath=abc": "callbacks.last.dirpath: expected a known key",
+    "callbacks.best=null": "callbacks.best._target_: expected the class that it chooses, got none",
+    "callbacks.last.every_minutes=-1": "callbacks.last.every_minutes: expected null or at least 0, got -1",
+    "logger.wandb.mode=abc": "logger.wandb.mode: expected 'online', 'offline' or 'disabled', got 'abc'",
+    "logger.wandb.project=../x": r"logger.wandb.project: expected a word of at most 128 characters.*, got '../x'",
+    "logger.wandb.id=": "logger.wandb.id: expected a word",
+    "model.widths=['${nothing}']": "model.widths: expected a value, got .* Interpolation key 'nothing' not found",
 }
 
 
@@ -48,6 +97,20 @@ REFUSED = {
 def test_refuses(config, override):
     with pytest.raises(ValueError, match=REFUSED[override]):
         build(config(override))
+
+
+def test_values_are_those_of_the_constructors_types(config):
+    """And so they stand in the config that is saved, compared and read by everything else."""
+    words = ["test_tasks=1e3", "evaluation_steps='7'", "algorithm.inner_lr=1", "trainer.max_steps=2e1", "name=2024"]
+    cfg = config(*words, "model.widths=[8.0]", "compile=1", "logger.wandb.project=5", "trainer.devices='1'")
+    assert repr(cfg.test_tasks) == "1000"
+    assert repr(cfg.evaluation_steps) == "7"
+    assert repr(cfg.algorithm.inner_lr) == "1.0"
+    assert repr(cfg.trainer.max_steps) == "20"
+    assert cfg.model.widths == [8]
+    assert (cfg.compile, cfg.name, cfg.logger.wandb.project, cfg.trainer.devices) == (True, "2024", "5", "1")
+    run = build(cfg)
+    assert (run.trainer.max_steps, run.learner.evaluation_steps, run.learner.algorithm.inner_lr) == (20, 7, 1.0)
 
 
 OMNIGLOT_REFUSED = {

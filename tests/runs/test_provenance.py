@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -61,3 +64,17 @@ def test_a_run_that_goes_on_under_another_commit_says_so(config, monkeypatch, ca
         train(cfg)
     assert caplog.text.count("continued under other code or packages, so not bit by bit: git_commit=") == 1
     assert [part["git_commit"] for part in parts(folder)] == [here["git_commit"], "another"]
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="there is no git here")
+def test_the_commit_of_a_checkout_that_is_another_users(tmp_path, monkeypatch):
+    """Git takes the owner for another one, as on a machine that several share."""
+    run = {"cwd": tmp_path, "check": True, "capture_output": True}
+    author = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "init"], **run)
+    subprocess.run(["git", *author, "commit", "--allow-empty", "-m", "a"], **run)
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "file.py"))
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    refused = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tmp_path, capture_output=True, check=False)
+    assert b"dubious ownership" in refused.stderr
+    assert re.fullmatch("[0-9a-f]{40}", provenance.provenance()["git_commit"])

@@ -1,8 +1,10 @@
 """What reaches a dashboard, read back through wandb's own messages, and loggers that fail without harm."""
 
+import io
 import json
 import logging
 import struct
+import sys
 import time
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -203,3 +205,18 @@ def test_a_logger_in_the_runs_folder_leaves_its_checkpoints(config):
     train(cfg)
     assert (folder / "best.ckpt").read_bytes() == weights
     assert (folder / "metrics.csv").read_text().count("\n") == scores.count("\n")
+
+
+def test_a_missing_key_is_said_and_not_asked_for(tmp_path, monkeypatch):
+    """On a terminal W&B would ask, and wait for ever."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    asked = []
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(wandb, "init", lambda **arguments: asked.append(sys.stdin.isatty()) or MagicMock())
+    WandB("project", str(tmp_path), "id", "g", "j", [], "online").log_hyperparams({"run_dir": str(tmp_path / "run")})
+    assert asked == [False]
+    assert sys.stdin.isatty()

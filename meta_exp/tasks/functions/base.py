@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most, require_within
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.functions.picture import Fan
 from meta_exp.tasks.functions.prior import Prior
 
+SMALLEST, LARGEST = 1e-6, 1e6  # of a number of the tasks, whose squares have to fit into float32
+POINTS = 10**5  # of a set, or tasks of a meta-batch
 Range = tuple[float, float]
 Values = NDArray[np.float64]
 Curves = Callable[[Values], Values]  # of [tasks, points, 1], one function for each task
@@ -40,11 +42,14 @@ class CurveTasks(ABC):
         """Refuse empty tasks, reversed ranges and negative noise."""
         for name in ("shots", "queries", "meta_batch"):
             require(getattr(self, name) >= 1, f"dataset.{name}", "at least 1", getattr(self, name))
+            require_at_most(POINTS, f"dataset.{name}", getattr(self, name))
         for name in (field.name for field in fields(self) if field.type is Range):
             low_high = getattr(self, name)
             ordered = len(low_high) == 2 and low_high[0] <= low_high[1]
             require(ordered, f"dataset.{name}", "[low, high] with low <= high", list(low_high))
+            require_at_most(LARGEST, f"dataset.{name}", max(map(abs, low_high)))
         require(self.noise >= 0, "dataset.noise", "a standard deviation >= 0", self.noise)
+        require_within((SMALLEST, LARGEST), "dataset.noise", self.noise or LARGEST)
 
     @abstractmethod
     def curves(self, rng: np.random.Generator, tasks: int) -> Curves:

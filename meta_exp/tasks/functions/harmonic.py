@@ -9,8 +9,10 @@ from math import pi
 
 import numpy as np
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.tasks.functions.base import Curves, CurveTasks, Range, uniform
+
+HARMONICS = 10**3
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Harmonic(CurveTasks):
         """Refuse what no family can have, and sums of nothing."""
         super().__post_init__()
         require(self.harmonics >= 1, "dataset.harmonics", "at least 1", self.harmonics)
+        require_at_most(HARMONICS, "dataset.harmonics", self.harmonics)
 
     def curves(self, rng: np.random.Generator, tasks: int) -> Curves:
         """Draw the frequency of each task, and the amplitude and phase of each harmonic."""

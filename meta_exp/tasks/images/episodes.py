@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.tasks.episode import ClassEpisode, Episode, Examples
 from meta_exp.tasks.images.augmentation import augment
 
+LARGEST = 10**4  # number of anything in a meta-batch
 Integers = NDArray[np.int64]
 
 
@@ -142,6 +143,8 @@ def check_sizes(ways: int, shots: int, queries: int, meta_batch: int = 1) -> Non
     require(ways >= 2, "dataset.ways", "at least 2", ways)
     for name, value in (("shots", shots), ("queries", queries), ("meta_batch", meta_batch)):
         require(value >= 1, f"dataset.{name}", "at least 1", value)
+        require_at_most(LARGEST, f"dataset.{name}", value)
+    require_at_most(LARGEST, "dataset.ways", ways)
 
 
 def distinct(rng: np.random.Generator, rows: int, n: int, k: int) -> Integers:
