@@ -252,7 +252,7 @@ def test_same_command_same_numbers(tmp_path):
 REFUSED = {
     "algorithm.iner_lr=1": "No such key algorithm.iner_lr; did you mean inner_lr?",
     "sed=1": "No such key sed; did you mean seed?",
-    "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': llama llama_predictive maml",
+    "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': abml anil bmaml boil llama",
     "name=a=b": """name=a=b: expected key=value in Hydra's grammar, got mismatched input '='""",
     "algorithm.inner_lr=0": "algorithm.inner_lr: expected a learning rate > 0, got 0",
     "hydra.run.dir=file/below": "file",
@@ -314,7 +314,7 @@ def test_help_is_for_people_and_quick(tmp_path):
     assert result.returncode == 0
     assert result.stdout.count("uv run train.py") >= 5
     for words in (
-        "algorithm: llama, llama_predictive, maml",
+        "algorithm: abml, anil, bmaml, boil, llama, llama_predictive, maml, maml_plus_plus, meta_sgd,",
         "dataset: harmonic, linear, mini_imagenet, omniglot, sinusoid, step",
         "curvature: diagonal, ggn, hessian, kfac, last_layer, none",
     ):
