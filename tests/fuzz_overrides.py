@@ -37,14 +37,18 @@ TINY = (  # what an accepted run takes: two steps of a small network
 ).split()
 BASES = {  # configs whose keys are tried, the first that has one
     "sinusoid": ["algorithm=llama", "dataset.shots=3", "model.widths=[4]"],
-    "maml": ["algorithm=maml", "model.widths=[4]", "optimizer=sgd", "logger=csv"],
-    "predictive": ["algorithm=llama_predictive", "model.widths=[4]", "logger=tensorboard"],
+    "csv": ["algorithm=maml", "model.widths=[4]", "optimizer=sgd", "logger=csv"],
+    "tensorboard": ["algorithm=llama_predictive", "model.widths=[4]", "logger=tensorboard"],
     "hessian": ["algorithm=llama", "curvature=hessian", "model.widths=[2]"],
     "kfac": ["algorithm=llama", "curvature=kfac", "model.widths=[4]", "dataset=harmonic"],
     "step": ["algorithm=llama", "dataset=step", "model.widths=[4]", "likelihood=heteroscedastic"],
     "linear": ["algorithm=llama", "lr_schedule=cosine", "dataset=linear", "model.widths=[4]"],
     "wandb": ["dataset.shots=3", "model.widths=[4]", "logger=wandb"],
     "omniglot": ["dataset=omniglot", "algorithm=maml", "likelihood=probit", "model.filters=2"],
+}
+BASES |= {  # and every algorithm
+    file.stem: [f"algorithm={file.stem}", "model.widths=[4]"]
+    for file in sorted((REPO / "conf/algorithm").glob("*.yaml"))
 }
 ANY = ["abc", "''", "", "null", "true", "[]", "[1,2]", "[abc]", "{a:1}", "???", "${nothing}"]
 NUMBERS = ["0", "-1", "1.5", "1e2", "-1e30", "1e30", "1e-30", "inf", "nan", "99999999999999999999", "2147483648"]
@@ -63,7 +67,7 @@ LISTS = ["model.widths", "predictives", "trainer.devices", "logger.wandb.tags"]
 WORDY = (  # keys whose value is a word of the user's
     "name logger.wandb.project logger.wandb.save_dir logger.wandb.id logger.wandb.group logger.wandb.job_type "
     "logger.wandb.entity logger.csv.save_dir logger.csv.name logger.csv.version logger.tensorboard.save_dir "
-    "dataset.root"
+    "dataset.root trust"
 ).split()
 SECONDS, BYTES = 60, 12 * 2**30  # of CPU time; of addresses
 PATIENCE_S = 240.0
@@ -140,7 +144,7 @@ def training_cases(pairs: int, seed: int) -> list[Case]:
                     known.add((word, None))
                     own.append(Case("train.py", needed, (word,), (group,), ({},)))
         cases += own
-        for _ in range(pairs):
+        for _ in range(pairs if len({case.keys for case in own}) > 1 else 0):
             one = chance.choice(own)
             two = chance.choice([case for case in own if case.keys != one.keys])
             tried, keys, defaults = (one.tried + two.tried, one.keys + two.keys, one.defaults + two.defaults)

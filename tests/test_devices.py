@@ -15,7 +15,14 @@ from meta_exp.runs.build import build
 from meta_exp.runs.train import train as train_run
 
 REPO = Path(__file__).parents[1]
-QUICK = ["trainer=smoke", "trainer.accelerator=cpu", "test_tasks=10", "validation_tasks=10", "logger=csv"]
+QUICK = [
+    "algorithm=llama",
+    "trainer=smoke",
+    "trainer.accelerator=cpu",
+    "test_tasks=10",
+    "validation_tasks=10",
+    "logger=csv",
+]
 TWO = ["trainer.strategy=ddp", "trainer.devices=2"]
 
 

@@ -26,9 +26,9 @@ from torch.func import vmap
 
 from meta_exp.adaptation import Meta, Noise, Params, gradient_step
 from meta_exp.algorithms import normal
-from meta_exp.algorithms.base import Algorithm, Logs
+from meta_exp.algorithms.base import DRAWS, FASTEST, HEAVIEST, WIDEST, Algorithm, Logs
 from meta_exp.algorithms.particles import refuse_curvature
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Posterior
 from meta_exp.curvature.base import draw_normal
 from meta_exp.hyper import Learned, in_log_space
@@ -64,10 +64,14 @@ class ABML(Algorithm):
         refuse_curvature(self)
         super().__post_init__()
         require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
+        require_at_most(FASTEST, "algorithm.inner_lr", self.inner_lr)
         require(self.inner_steps >= 1, "algorithm.inner_steps", "at least 1", self.inner_steps)
         require(self.deviation > 0, "algorithm.deviation", "a standard deviation > 0", self.deviation)
+        require_at_most(WIDEST, "algorithm.deviation", self.deviation)
         require(self.draws_a_step >= 1, "algorithm.draws_a_step", "at least 1", self.draws_a_step)
+        require_at_most(DRAWS, "algorithm.draws_a_step", self.draws_a_step)
         require(self.kl_weight >= 0, "algorithm.kl_weight", "a weight >= 0", self.kl_weight)
+        require_at_most(HEAVIEST, "algorithm.kl_weight", self.kl_weight)
         require(self.data in ("both", "query"), "algorithm.data", "both or query", self.data)
 
     def hyperparameters(self) -> dict[str, Learned]:

@@ -29,7 +29,9 @@ from meta_exp.hyper import Learned
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Episode, Examples
 
-STEPS = 10**4
+STEPS = 10**4  # of an inner loop, at most
+DRAWS = 10**3  # of a task, or particles
+FASTEST, HEAVIEST, WIDEST = 1e3, 1e6, 1e3  # learning rate, weight in the objective, standard deviation
 Logs = dict[str, Tensor]
 
 

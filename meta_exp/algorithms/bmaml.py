@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from meta_exp.adaptation import Meta, Params
-from meta_exp.algorithms.base import Logs
+from meta_exp.algorithms.base import HEAVIEST, STEPS, Logs
 from meta_exp.algorithms.particles import Particles
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.hyper import Learned, weights
 from meta_exp.tasks.episode import Episode, Examples
 
@@ -54,7 +54,9 @@ class BMAML(Particles):
         """Refuse a negative repulsion, and a leader that goes nowhere."""
         super().__post_init__()
         require(self.repulsion >= 0, "algorithm.repulsion", "a weight >= 0", self.repulsion)
+        require_at_most(HEAVIEST, "algorithm.repulsion", self.repulsion)
         require(self.leader_steps >= 1, "algorithm.leader_steps", "at least 1", self.leader_steps)
+        require_at_most(STEPS, "algorithm.leader_steps", self.leader_steps)
 
     def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: what the likelihood learns, and the other particles."""

@@ -18,14 +18,12 @@ from typing import Literal
 from torch import Tensor
 
 from meta_exp.adaptation import Meta, Params
-from meta_exp.algorithms.base import Logs
+from meta_exp.algorithms.base import HEAVIEST, Logs
 from meta_exp.algorithms.maml import MAML
 from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Curvature
 from meta_exp.hyper import Learned
 from meta_exp.tasks.episode import Episode, Examples
-
-HEAVIEST = 1e6  # weight of the log det
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,12 +20,10 @@ from typing import Literal
 from torch import Tensor
 
 from meta_exp.adaptation import Meta, Params, gradient_step
-from meta_exp.algorithms.base import Algorithm, Logs
+from meta_exp.algorithms.base import FASTEST, Algorithm, Logs
 from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Posterior
 from meta_exp.tasks.episode import Episode, Examples
-
-FASTEST = 1e3  # inner learning rate
 
 
 @dataclass(frozen=True, kw_only=True)

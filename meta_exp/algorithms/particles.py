@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from meta_exp.adaptation import Meta, Noise, Params
-from meta_exp.algorithms.base import Algorithm
-from meta_exp.config.checks import require
+from meta_exp.algorithms.base import DRAWS, FASTEST, Algorithm
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Posterior
 from meta_exp.curvature.base import draw_normal
 from meta_exp.prediction import Prediction, mixture
@@ -38,8 +38,10 @@ class Particles(Algorithm):
         refuse_curvature(self)
         super().__post_init__()
         require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
+        require_at_most(FASTEST, "algorithm.inner_lr", self.inner_lr)
         require(self.inner_steps >= 1, "algorithm.inner_steps", "at least 1", self.inner_steps)
         require(self.particles >= 1, "algorithm.particles", "at least 1", self.particles)
+        require_at_most(DRAWS, "algorithm.particles", self.particles)
 
     def nlls(self, params: Params, data: Examples, meta: Meta) -> Tensor:
         """Return -log p(data | phi_s) [S], sums over points."""

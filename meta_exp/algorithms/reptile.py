@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from meta_exp.adaptation import Meta, Params, gradient_step
-from meta_exp.algorithms.base import Algorithm, Logs
-from meta_exp.config.checks import require
+from meta_exp.algorithms.base import FASTEST, Algorithm, Logs
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.tasks.episode import Episode, Examples
 
 
@@ -38,6 +38,7 @@ class Reptile(Algorithm):
         """Refuse a rate or a number of steps that goes nowhere."""
         super().__post_init__()
         require(self.inner_lr > 0, "algorithm.inner_lr", "a learning rate > 0", self.inner_lr)
+        require_at_most(FASTEST, "algorithm.inner_lr", self.inner_lr)
         require(self.inner_steps >= 1, "algorithm.inner_steps", "at least 1", self.inner_steps)
 
     def step(self, params: Params, support: Examples, k: int, meta: Meta) -> Params:

@@ -48,6 +48,8 @@ def answer(
         OSError: a file cannot be read or written.
     """
     require(len(folders) == 1, "a new task", "one run's folder", len(folders))
+    for key, value in (("support", support), ("query", query), ("output", output)):
+        require(value != "", key, "the name of a file or a folder", "nothing")
     if support is None or query is None:
         given = "support" if support else "query" if query else "neither"
         raise ValueError(f"a new task: expected support=... and query=..., got {given} alone")

@@ -75,6 +75,13 @@ def test_half_a_question_is_refused(tmp_path):
         new_task.answer([tmp_path, tmp_path], [], support="s.csv", query="q.csv")
 
 
+@pytest.mark.parametrize("key", ["support", "query", "output"])
+def test_a_key_without_a_file_is_refused(tmp_path, key):
+    """An empty name would be the working folder."""
+    with pytest.raises(ValueError, match=f"{key}: expected the name of a file or a folder, got nothing"):
+        new_task.answer([tmp_path], [], **({"support": "s.csv", "query": "q.csv"} | {key: ""}))
+
+
 def test_refusals_are_one_line_and_exit_code_1(sinusoid_run, tmp_path):
     (tmp_path / "s.csv").write_text("x,y\n1,2\n3,nan")
     (tmp_path / "q.csv").write_text("1\n")
