@@ -13,7 +13,8 @@ Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
   uv run evaluate.py RUN 'predictives=[map,linearized,sample]' curvature=diagonal
 
 Use a run on a new task, and write predictions.csv:
-  uv run evaluate.py RUN support=seen.csv query=ask.csv    regression: columns of x, then of y; with or without a header
+  uv run evaluate.py RUN support=seen.csv query=ask.csv    numbers: columns of x, then of y, with or without a header;
+                                                           of a run on tables its columns by their names
   uv run evaluate.py RUN support=letters query=scans       images: a folder with a sub-folder a class, and a folder
 
 Keys for a new task:

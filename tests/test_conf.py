@@ -25,11 +25,28 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "likelihood=probit": ["dataset=omniglot"],
     "likelihood=poisson": ["dataset._target_=counts.CountTasks"],
 }
+OWN = {  # data of one's own, and the settings that it needs
+    "image_folder": ("own_images", ["dataset.image_size=28", "dataset.channels=1", "dataset.ways=2"]),
+    "csv": ("own_tables", []),
+}
 REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
 
 
 def options(group):
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def own(request):
+    """The overrides that bring a data set of one's own its data."""
+
+    def overrides(dataset):
+        if dataset not in OWN:
+            return []
+        fixture, settings = OWN[dataset]
+        return [f"dataset.root={request.getfixturevalue(fixture)}", *settings]
+
+    return overrides
 
 
 def builds(cfg):
@@ -44,22 +61,22 @@ def builds(cfg):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_builds(config, option):
-    run = build(config(*NEEDS.get(option, []), option))
+def test_every_option_builds(config, own, option):
+    run = build(config(*NEEDS.get(option, []), option, *own(option.removeprefix("dataset="))))
     assert run.trainer.max_steps >= 1
     assert run.learner.evaluation_steps >= min(run.learner.algorithm.inner_steps, 1)
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))
-def test_every_choice_builds_where_it_has_a_meaning(config, tmp_path, dataset):
+def test_every_choice_builds_where_it_has_a_meaning(config, own, tmp_path, dataset):
     """What has none: Conv4 without images, LLAMA without a curvature, the dense Hessian of a large network.
 
     llama_predictive takes a curvature that finds the mode, and for classes likelihood=probit.
     """
-    images = dataset in ("omniglot", "mini_imagenet")
+    images = dataset in ("omniglot", "mini_imagenet", "image_folder")
     for model, algorithm, curvature in product(options("model"), options("algorithm"), options("curvature")):
         choices = {"dataset": dataset, "model": model, "algorithm": algorithm, "curvature": curvature}
-        cfg = config(*(f"{group}={option}" for group, option in choices.items()), run_dir=tmp_path)
+        cfg = config(*(f"{group}={option}" for group, option in choices.items()), *own(dataset), run_dir=tmp_path)
         assert dict(cfg.choices) == choices
         meaning = (images or model == "mlp") and not (images and curvature == "hessian")
         meaning &= (algorithm, curvature) != ("llama", "none")

@@ -13,9 +13,10 @@ WATCHED = ("logger", "callbacks.last", "callbacks.progress")
 KEPT = ("dataset.root", "dataset.download")
 SERVED = ("calibrate", "tune_prior_precision")  # how a trained run is served
 PLACED = ("run_dir", "run_name", "callbacks.best.dirpath")  # set by the folder
+MEASURED = tuple(f"dataset.{key}" for key in ("mean", "std", "x_mean", "x_std", "y_mean", "y_std"))  # by its data
 NOT_IN_NAME = ("experiment", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
 MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *PLACED)  # when a run goes on
-NOT_COMPARED = ("seed", "name", "format", "callbacks", *COMPUTED, *WATCHED, *PLACED)
+NOT_COMPARED = ("seed", "name", "format", "callbacks", *COMPUTED, *WATCHED, *PLACED, *MEASURED)
 
 
 def within(key: str, prefixes: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ from meta_exp.config.checks import require
 from meta_exp.config.schema import constructor, from_keys
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers
 from meta_exp.runs.names import run_name
+from meta_exp.tasks.measured import Measured
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best
 from meta_exp.training.data import TaskStream
@@ -55,7 +56,7 @@ class Run:
 def resolve(cfg: DictConfig) -> DictConfig:
     """Return a copy of a composed config with all that follows from it in its place: the run's name, eta, references.
 
-    It is what is built, saved and shown on dashboards.
+    It is what is built, saved and shown on dashboards. A data set of one's own is looked into, for what it decides.
     """
     cfg = deepcopy(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
@@ -63,6 +64,9 @@ def resolve(cfg: DictConfig) -> DictConfig:
         structure: Any = constructor(cfg.curvature, "curvature").func
         cfg.algorithm.eta = structure.default_eta
     OmegaConf.resolve(cfg)
+    family = constructor(cfg.dataset, "dataset")()
+    if isinstance(family, Measured):
+        cfg.dataset.update(family.measure())
     return cfg
 
 
