@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import nan, sqrt
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
 from scipy.special import stdtrit
 
 from meta_exp.config.keys import Keys, is_identity, within
@@ -178,7 +179,10 @@ def heading(key: str) -> str:
 def _paired(pairs: list[tuple[Result, Result]], score: str, other: str) -> Estimate | None:
     a, b = pairs[0]
     if score in a.scores.each and other in b.scores.each:
-        each = [mean_and_half_width(defined(score, x.scores.each[score] - y.scores.each[other])) for x, y in pairs]
+        found = [defined(score, x.scores.each[score] - y.scores.each[other]) for x, y in pairs]
+        if not all(map(len, found)):
+            return None
+        each = [mean_and_half_width(values) for values in found]
         return _estimate([mean for mean, _ in each], each[0][1], len(a.scores.each[score]))
     if f"test/{score}" in a.summary and f"test/{other}" in b.summary:  # pooled: no difference by task
         return _estimate([x.summary[f"test/{score}"] - y.summary[f"test/{other}"] for x, y in pairs], nan, 0)
@@ -189,7 +193,7 @@ def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
     n = len(means)
     if n == 1:
         return Estimate(means[0], half, f"{tasks} tasks" if half == half else "")
-    return Estimate(fmean(means), float(stdtrit(n - 1, 0.975)) * stdev(means) / sqrt(n), f"{n} seeds")
+    return Estimate(fmean(means), float(stdtrit(n - 1, 0.975) * np.std(means, ddof=1)) / sqrt(n), f"{n} seeds")
 
 
 def _same_but_algorithm(a: Keys, b: Keys) -> bool:

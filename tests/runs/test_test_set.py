@@ -70,3 +70,7 @@ def test_only_an_auroc_may_be_undefined():
     summary = summarize(Scores({"loss": values, "map/auroc": values}, {}))
     assert summary["test/map/auroc"] == 0.75
     assert math.isnan(summary["test/loss"])
+    nothing_foreign = torch.full((3,), float("nan"))
+    assert not [
+        name for name in summarize(Scores({"loss": values, "map/auroc": nothing_foreign}, {})) if "auroc" in name
+    ]
