@@ -46,7 +46,7 @@ class ImageFolder:
         shares: of the classes in train, validation and test, where neither folders nor lists tell.
         split_seed: of the shuffle before that.
         normalize: whether each channel gets mean 0 and deviation 1.
-        augment: whether training images are cropped, flipped and, in colour, jittered.
+        augment: whether training images are cropped, flipped and jittered.
         mean: of each channel over the training images, in [0, 1]; None where it is to be measured.
         std: its deviation.
 
