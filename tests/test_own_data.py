@@ -103,3 +103,60 @@ def test_digits_as_a_table(digits, tmp_path):
     task = meta_exp.load(run).adapt(x, np.repeat(UNSEEN, 5))
     asked = np.array([row[:64] for own in of.values() for row in own[5:25]], float)
     assert task.predict(asked).labels.tolist() == [row[64] for row in found]
+
+
+def _spoil_image(root):
+    (root / "images" / "b" / "2.png").write_bytes(b"no image")
+    return ["dataset=image_folder", f"dataset.root={root / 'images'}", "algorithm=maml"]
+
+
+def _spoil_cell(root):
+    (root / "tables" / "b.csv").write_text("x,y\n1,2\n3,much\n")
+    return ["dataset=csv", f"dataset.root={root / 'tables'}"]
+
+
+SPOILT = {
+    "no image": (_spoil_image, "b/2.png: expected an image, got cannot identify image file"),
+    "no number": (_spoil_cell, "b.csv, row 3, column y: expected a finite number, got 'much'"),
+    "too few classes": (
+        lambda root: ["dataset=image_folder", f"dataset.root={root / 'images'}", "algorithm=maml"],
+        "images: expected at least 5 classes (dataset.ways) of 16 images (dataset.shots + dataset.queries), got 0",
+    ),
+    "too few tasks": (lambda root: ["dataset=csv", f"dataset.root={root / 'tables'}"], "expected tasks for each split"),
+    "no root": (lambda root: ["dataset=csv"], "dataset.root: expected a valid string, got None"),
+    "too few labels": (
+        lambda root: [
+            "dataset=csv",
+            f"dataset.root={root / 'tables' / 'a.csv'}",
+            "dataset.y=x",
+            "likelihood=categorical",
+        ],
+        "a.csv: expected classes for each split, got 1 in train, 0 in validation, 0 in test",
+    ),
+    "numbers for labels": (
+        lambda root: ["dataset=csv", f"dataset.root={root / 'tables'}", "dataset.shares=[0.4,0.3,0.3]", "dataset.y=x"],
+        "expected a task with 2 classes (dataset.ways) of 20 rows (dataset.shots + dataset.queries) each",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_what_cannot_be_trained_on_is_one_line_and_leaves_nothing(tmp_path, case):
+    for name in "abc":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8), (i, 9, 9)).save(tmp_path / "images" / name / f"{i}.png")
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        (tmp_path / "tables" / f"{name}.csv").write_text("x,y\n1,2\n")
+    spoil, message = SPOILT[case]
+    environment = {"META_EXP_CACHE": str(tmp_path / "cache")}
+    result = commands.run("train.py", tmp_path, *spoil(tmp_path), "logger=none", "hydra.run.dir=run", **environment)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert {file.name for file in (tmp_path / "run").iterdir()} <= {"train.log"}
+    stores = [file.name for file in tmp_path.glob("cache/*") if file.suffix == ".tmp"]
+    assert not stores
+    assert case != "no image" or not list(tmp_path.glob("cache/*.safetensors"))
