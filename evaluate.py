@@ -11,6 +11,11 @@ Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
   uv run evaluate.py outputs/sinusoid_sweep
   uv run evaluate.py RUN RUN test_tasks=2000 samples=50 dataset.shots=5 evaluation_steps=20
   uv run evaluate.py RUN 'predictives=[map,linearized,sample]' curvature=diagonal
+Written are results.csv, report.html and pictures/: into the run's or sweep's folder, with other settings into
+evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER.
+
+Give an older run what today's are served with, fitted values and conformal thresholds, from now on:
+  uv run evaluate.py RUN calibrate=true
 
 Use a run on a new task, and write predictions.csv:
   uv run evaluate.py RUN support=seen.csv query=ask.csv    numbers: columns of x, then of y, with or without a header;
@@ -24,9 +29,11 @@ Keys for a new task:
 
 Keys of the run's config, in Hydra's grammar:
   test_tasks  samples  evaluation_steps  predictives  curvature  curvature.prior_precision  algorithm.inner_lr
-  chunk_size  dataset.root  dataset.shots  dataset.queries  likelihood.sigma_noise
+  calibrate  validation_tasks  conformal_tasks  chunk_size  dataset.root  dataset.shots  dataset.queries
+  likelihood.sigma_noise
+and trust=[my_package], modules of your own whose classes the run's config may name
 """
-NEW_TASK = ("support", "query", "kind", "output")
+NEW_TASK = ("support", "query", "kind")
 
 
 def main() -> None:
@@ -39,16 +46,16 @@ def main() -> None:
     folders = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     require(bool(folders), "evaluate.py", "a run's folder", "none", "see --help")
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_dir()]
-    task = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in NEW_TASK)
-    overrides = [override for override in overrides if override.split("=", 1)[0] not in NEW_TASK]
-    if task:
+    ours = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in (*NEW_TASK, "output"))
+    overrides = [override for override in overrides if override.split("=", 1)[0] not in ours]
+    if ours.keys() & set(NEW_TASK):
         with cli.quick_imports():
             from meta_exp.production import command
-        command.answer(folders, overrides, **task)
+        command.answer(folders, overrides, **ours)
     else:
         with cli.quick_imports():
             from meta_exp.comparison.compare import compare
-        if code := compare(folders, overrides):
+        if code := compare(folders, overrides, **ours):
             raise SystemExit(code)
 
 

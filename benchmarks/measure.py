@@ -31,7 +31,7 @@ Times = dict[str, list[float]]
 def composed(overrides: Sequence[str]) -> DictConfig:
     """Compose train.yaml with overrides, as train.py does."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["logger=none", *overrides], return_hydra_config=True)
+        cfg = compose("train", ["logger=none", "evaluation_steps=10", *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -4,12 +4,14 @@ Ctrl-C and SIGTERM end it with 130 and 143, as a shell says it, in one line too.
 """
 
 import atexit
+import errno
 import gc
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,9 +20,15 @@ from difflib import get_close_matches
 from types import FrameType, TracebackType
 from typing import Any
 
-from meta_exp.config.checks import one_line
+from meta_exp.config.checks import is_out_of_memory, one_line
 from meta_exp.terminal import PlainFormatter, plain, plain_lines
 
+ENDED_BY = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
+END_S = 3.0  # for what is to be put away at the end of a process that was asked to end
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LESS_MEMORY = (
+    "take fewer tasks at once by chunk_size=1 or more, train with checkpoint_steps=true, or take a smaller model"
+)
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
 
@@ -35,13 +43,19 @@ def run(command: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises, in place of printing parts of a traceback
     _speak_plainly()
     signal.signal(signal.SIGTERM, _terminate)
-    done = threading.Event()
-    atexit.register(lambda: end_at_once() if done.is_set() else None)  # registered first, it is called last
+    ended: list[int] = []  # the code of a process that has nothing left to do
+    atexit.register(lambda: end_at_once(*ended) if ended else None)  # registered first, it is called last
     try:
         command()
-        done.set()
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        ended.append(0)
+    except (KeyboardInterrupt, SystemExit) as end:
+        code = 128 + signal.SIGINT if isinstance(end, KeyboardInterrupt) else end.code
+        if code not in ENDED_BY:
+            raise
+        ended.append(code)
+        print(f"ended by {ENDED_BY[code].name}", file=sys.stderr)
+        threading.Thread(target=_end_soon, args=ended, daemon=True).start()
+        sys.exit(code)
     except Exception as error:
         if traceback_wanted or not _expected(error):
             raise
@@ -86,15 +100,21 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     sys.exit(128 + number)
 
 
-def end_at_once() -> None:
+def _end_soon(code: int) -> None:
+    """End a process that was asked to, although its exit waits for something: workers of a compiler, a server."""
+    time.sleep(END_S)
+    end_at_once(code)
+
+
+def end_at_once(code: int = 0) -> None:
     """End a process that has done all that it was to do.
 
-    To take the interpreter apart, with all that PyTorch has loaded, takes another 1.5 s.
+    To take the interpreter apart, with all that PyTorch has loaded, takes another 1.5 s, and many after a compilation.
     """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)
 
 
 def _expected(error: Exception) -> bool:
@@ -102,7 +122,7 @@ def _expected(error: Exception) -> bool:
     from omegaconf.errors import OmegaConfBaseException
 
     known = HydraException | OmegaConfBaseException | ValueError | OSError | FloatingPointError
-    return isinstance(error, known) or _missing_extra(error) is not None
+    return isinstance(error, known) or is_out_of_memory(error) or _missing_extra(error) is not None
 
 
 def _missing_extra(error: Exception) -> str | None:
@@ -117,8 +137,12 @@ def reason(error: Exception) -> str:
     from omegaconf import DictConfig
     from omegaconf.errors import OmegaConfBaseException
 
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        remedy = "; make room there, and give the same command again"
+        words = error.strerror + (remedy if error.errno in FULL and "make room" not in error.strerror else "")
+        return f"{error.filename}: {words}" if error.filename else words
+    if is_out_of_memory(error):
+        return f"out of memory ({one_line(error)[:200]}); {LESS_MEMORY}"
     if extra := _missing_extra(error):
         return f"this launcher is not installed; it comes with uv run --extra {extra} train.py ..."
     text = str(error).split("Config search path")[0]

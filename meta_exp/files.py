@@ -1,28 +1,35 @@
 """Files that are either whole or absent, whenever the process or the machine dies, and in nobody else's place.
 
+Where the disk is full, or has no locks, the error names the file.
+
 A folder may come from a stranger, with links where files are to be written. So a file is written under a new name that
 cannot be guessed, and then put in place of what bears its own: a link is replaced, not followed. A folder that is a
 link is refused. Only a pipe or a device that a person names as the output is written into.
 """
 
 import csv
+import errno
 import json
 import os
 import re
 import secrets
 import stat
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from meta_exp.config.checks import require
+from filelock import FileLock
+
+from meta_exp.config.checks import one_line, require
 from meta_exp.terminal import plain
 
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 NUMBER = re.compile(r"[+-]?[\d.]+([eE][+-]?\d+)?", re.ASCII)
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # as some network file systems answer
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # by which a spreadsheet takes a cell for one, and runs it
 
 
@@ -30,6 +37,17 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write ``values`` so that the file is either whole or absent; those that are not finite become null."""
     clean = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in values.items()}
     write_whole(file, json.dumps(clean, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(file: Path, expected: str, remedy: str = "") -> dict[str, Any]:
+    """Return the object that a JSON file holds; raises ValueError for any other content, OSError where it is unread."""
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        got = one_line(error) if file.stat().st_size else "an empty file"
+        raise ValueError(f"{file}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else "")) from error
+    require(isinstance(found, dict), str(file), expected, type(found).__name__, remedy)
+    return dict(found)
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -52,17 +70,46 @@ def replacing(file: Path, mode: str = "w") -> Iterator[Any]:
     part = file.with_name(f".{secrets.token_hex(8)}.part")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
-        with os.fdopen(os.open(part, flags, 0o666), mode, **({} if "b" in mode else TEXT)) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except OSError as error:
-        if error.errno and error.filename in (None, str(part)):  # name the file that was meant
-            raise OSError(error.errno, error.strerror, str(file)) from error
-        raise
+        with naming(file, part):
+            with os.fdopen(os.open(part, flags, 0o666), mode, **({} if "b" in mode else TEXT)) as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, file)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(file: Path, part: Path | None = None) -> Iterator[None]:
+    """Have an OSError that names no file, as that of a full disk, or the ``part`` of one, name ``file``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and error.filename in (None, str(part)):
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
+
+
+def acquire(lock: FileLock, remedy: str, *, blocking: bool) -> None:
+    """Acquire ``lock``, which the operating system lets go of when the process dies.
+
+    Raises:
+        Timeout: another process holds it, and that was not to be waited for.
+        OSError: it cannot be had; where the file system has no such locks, with ``remedy``. A lock that is a mere file
+            is not taken in their place: it would outlive a process that is killed.
+    """
+    missing = f"this file system has no locks; {remedy}"
+    try:
+        with warnings.catch_warnings(), naming(Path(lock.lock_file)):
+            warnings.filterwarnings("error", message="flock not supported")
+            lock.acquire(blocking=blocking)
+    except (UserWarning, NotImplementedError) as error:
+        raise OSError(errno.ENOLCK, missing, str(lock.lock_file)) from error
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            raise OSError(error.errno, missing, str(lock.lock_file)) from error
+        raise
 
 
 @contextmanager
@@ -72,7 +119,7 @@ def writing(file: Path) -> Iterator[Any]:
         yield sys.stdout
         sys.stdout.flush()
     elif is_stream(file):
-        with file.open("w", **TEXT) as stream:
+        with naming(file), file.open("w", **TEXT) as stream:
             yield stream
     else:
         with replacing(file) as stream:
@@ -90,6 +137,15 @@ def make_folder(folder: Path) -> None:
     """Make ``folder`` where there is none; raises ValueError for a link to one, by which files would land elsewhere."""
     require(not folder.is_symlink(), str(folder), "a folder to write into", "a link", "remove it")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def require_writable(folder: Path, remedy: str) -> None:
+    """Raise OSError with ``remedy`` where nothing can be written into ``folder``, which need not be there yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise OSError(errno.ENOTDIR, f"{os.strerror(errno.ENOTDIR)}; {remedy}", str(there))
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"nothing can be written there; {remedy}", str(there))
 
 
 def remove_parts(folder: Path) -> None:

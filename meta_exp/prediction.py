@@ -4,8 +4,9 @@ r"""Predictive distributions of an adapted task, from its posterior N(theta_i, H
     sample      f(x; phi_s),  phi_s ~ N(theta_i, H^-1)                S networks; S = 1 is LLAMA's rule for production
     linearized  f(x; theta_i) + J(x) (phi - theta_i)                  closed form for a Gaussian, else S draws
 
-A posterior around the mode theta* of the linear model has that in place of theta_i: map is then the linear model at its
-mode, f(x; theta_i) + J(x) (theta* - theta_i), and the two others draw around it.
+A posterior around the mode theta* is one of the linear model: map is then that model at its mode, f(x; theta_i) +
+J(x) (theta* - theta_i), and the draws of both other kinds are functions of it. The network itself is another function
+so far from theta_i.
 
 Every kind gives the same thing, S draws of outputs with a covariance around each, so that the likelihood averages them
 in the right space: probabilities for classes, a mixture of densities for regression.
@@ -65,12 +66,22 @@ def predict(
     if kind == "linearized" and likelihood.closed_form:
         return Prediction(mean[None], posterior.functional_variance(x).to(mean.dtype))
 
+    linear = kind == "linearized" or posterior.at_mode
+
     def draw(noise: Noise) -> Tensor:
         delta = posterior.sample(noise)
-        treated = {name: theta_i[name] for name in delta}
-        if kind == "sample":
-            return network(theta_i | {name: value + delta[name] for name, value in treated.items()}, x)
-        return mean + jvp(lambda params: network(theta_i | params, x), (treated,), (delta,))[1]
+        return mean + change(network, theta_i, delta, x) if linear else network(moved(theta_i, delta), x)
 
     assert noise is not None
     return Prediction(vmap(draw)(noise), no_covariance)
+
+
+def moved(theta_i: Params, delta: Params) -> Params:
+    """Return theta_i + delta, which has only those parameters that the posterior treats."""
+    return theta_i | {name: theta_i[name] + value for name, value in delta.items()}
+
+
+def change(network: Network, theta_i: Params, delta: Params, x: Tensor) -> Tensor:
+    """Return J(x) delta [M, C], by which the linear model's outputs change with the parameters."""
+    treated = {name: theta_i[name] for name in delta}
+    return jvp(lambda params: network(theta_i | params, x), (treated,), (delta,))[1]

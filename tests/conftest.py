@@ -55,7 +55,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., DictConfig
 
 
 def compose_run(folder: Path, *overrides: str) -> DictConfig:
-    """Compose the config of a run in ``folder``."""
+    """Compose the config of a run in ``folder``, of LLAMA where neither an algorithm nor an experiment is named."""
+    if not any(override.startswith(("algorithm=", "experiment=")) for override in overrides):
+        overrides = ("algorithm=llama", *overrides)
     with initialize_config_dir(str(REPO / "conf"), version_base="1.3"):
         cfg = compose("train", [*overrides, f"run_dir={folder}"], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)

@@ -9,10 +9,18 @@ from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.scoring.task import Scores
 
 
-def regression(seed=0, eta=0.1):
+def regression(seed=0, eta=0.1, best=False):
+    """A run; of a family whose best possible predictor is known where asked."""
     values = torch.linspace(0, 1, 20).double() + seed
     names = ["map/nll", "map/mse", "map/mse_step_0", "map/mse_step_1", *(f"map/coverage_{q}" for q in COVERAGE_LEVELS)]
-    scores = Scores({"loss": values} | dict.fromkeys(names, values), {"map/pit": torch.arange(20.0)})
+    names += [f"map/conformal_coverage_{q}" for q in COVERAGE_LEVELS] if best else []
+    each, pooled = {"loss": values} | dict.fromkeys(names, values), {"map/pit": torch.arange(20.0)}
+    if best:
+        known = torch.linspace(0, 0.1, 20).double()
+        coverage = [f"bayes/coverage_{q}" for q in COVERAGE_LEVELS]
+        each |= {"map/regret": values - known} | dict.fromkeys(["bayes/nll", "bayes/mse", *coverage], known)
+        pooled["bayes/pit"] = torch.ones(20)
+    scores = Scores(each, pooled)
     keys = {"seed": seed, "choices.algorithm": "llama", "algorithm.eta": eta}
     curve = {"step": [10.0, 20.0], "validation/loss": [3.0 + seed, 2.0 + seed]}
     return Result(Path("run"), keys, scores, "mse", "", curve, {})

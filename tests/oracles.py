@@ -19,7 +19,7 @@ from meta_exp.adaptation import Meta, adapt, path
 from meta_exp.algorithms import LLAMA
 from meta_exp.curvature import KFAC, Diagonal, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Poisson
-from meta_exp.models import MLP, Affine, BatchNorm, Conv4
+from meta_exp.models import MLP, Affine, BatchNorm, Conv4, ResNet12
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.training.meta_gradient import MetaGradient
 
@@ -39,6 +39,16 @@ def conv4(norm="batch", downsample="stride", outputs=3, seed=0):
     """A small float64 Conv4 whose biases, scales and shifts are not at their initial ones and zeros."""
     torch.manual_seed(seed)
     model = Conv4(image_shape(downsample), outputs, filters=8, downsample=downsample, norm=norm).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def resnet12(outputs=3, seed=0):
+    """A tiny float64 ResNet12 whose scales and shifts are not at their initial ones and zeros."""
+    torch.manual_seed(seed)
+    model = ResNet12((1, 16, 16), outputs, channels=(1, 2, 2, 2)).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -212,10 +222,13 @@ def kfac_blocks(likelihood, model, params, x):
                     for j in range(o.shape[3])
                 ]
             )
-        a = torch.cat([a, torch.ones(len(a), 1).double()], 1)
+        if module.bias is not None:
+            a = torch.cat([a, torch.ones(len(a), 1).double()], 1)
         g = gradients(o).flatten(3) if o.ndim == 4 else gradients(o)[..., None]
         b = torch.einsum("rnos,rq,qnps->op", g, weights, g)
-        place = torch.cat([places[f"{name}.weight"].flatten(1), places[f"{name}.bias"][:, None]], 1)
+        place = places[f"{name}.weight"].flatten(1)
+        if module.bias is not None:
+            place = torch.cat([place, places[f"{name}.bias"][:, None]], 1)
         blocks.append((place.flatten(), torch.kron(b.contiguous(), a.T @ a / len(a))))
     return blocks
 
@@ -298,29 +311,34 @@ class TorchBatchNorm(nn.Module):
 
 
 def with_torch_norms(model):
-    """A copy of a Conv4 with every BatchNorm replaced by PyTorch's."""
+    """A copy of a network with every BatchNorm replaced by PyTorch's."""
     model = copy.deepcopy(model)
-    for block in model.blocks:
-        if isinstance(block[1], BatchNorm):
-            block[1] = TorchBatchNorm(block[1])
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, BatchNorm):
+                setattr(module, name, TorchBatchNorm(child))
     return model
 
 
-CASES = {
-    "mlp-gaussian": (lambda: mlp(outputs=2), (2,), 2, Gaussian(0.5)),
-    "mlp-categorical": (lambda: mlp(outputs=3), (2,), 3, Categorical()),
-    "mlp-heteroscedastic": (lambda: mlp(outputs=4), (2,), 4, HeteroscedasticGaussian()),
-    "mlp-poisson": (lambda: mlp(outputs=2), (2,), 2, Poisson()),
-} | {
-    f"conv4-{norm}-{downsample}": (
-        lambda norm=norm, downsample=downsample: conv4(norm, downsample),
-        image_shape(downsample),
-        3,
-        Categorical(),
-    )
-    for norm in ("batch", "group", "none")
-    for downsample in ("stride", "max_pool")
-}
+CASES = (
+    {
+        "mlp-gaussian": (lambda: mlp(outputs=2), (2,), 2, Gaussian(0.5)),
+        "mlp-categorical": (lambda: mlp(outputs=3), (2,), 3, Categorical()),
+        "mlp-heteroscedastic": (lambda: mlp(outputs=4), (2,), 4, HeteroscedasticGaussian()),
+        "mlp-poisson": (lambda: mlp(outputs=2), (2,), 2, Poisson()),
+    }
+    | {
+        f"conv4-{norm}-{downsample}": (
+            lambda norm=norm, downsample=downsample: conv4(norm, downsample),
+            image_shape(downsample),
+            3,
+            Categorical(),
+        )
+        for norm in ("batch", "group", "none")
+        for downsample in ("stride", "max_pool")
+    }
+    | {"resnet12-batch": (resnet12, (1, 16, 16), 3, Categorical())}
+)
 """Name -> (make the model, input shape, outputs, likelihood)."""
 LIBRARY_CASES = [name for name, (*_, likelihood) in CASES.items() if isinstance(likelihood, Gaussian | Categorical)]
 """Those whose loss other libraries have."""

@@ -1,11 +1,14 @@
 """What is written is whole or absent, and lands in no place but its own."""
 
 import csv
+import errno
 import io
 import os
 import stat
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from meta_exp import files
 from meta_exp.terminal import plain
@@ -124,3 +127,43 @@ def test_streams_are_told_from_files(tmp_path):
         assert files.is_stream(files.Path(name)), name
     for name in ("a", tmp_path / "link", tmp_path / "none", tmp_path):
         assert files.is_stream(files.Path(name)) == (name == tmp_path), name
+
+
+@pytest.mark.parametrize("number", files.NO_LOCKS)
+def test_a_file_system_without_locks_is_named_with_the_remedy(tmp_path, monkeypatch, number):
+    """As NFS without its lock service; no mere file is taken for a lock, since it would outlive a killed process."""
+
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    lock = FileLock(tmp_path / ".lock")
+    with pytest.raises(OSError, match="this file system has no locks; go elsewhere") as refusal:
+        files.acquire(lock, "go elsewhere", blocking=False)
+    assert refusal.value.filename == str(tmp_path / ".lock")
+    assert not lock.is_locked
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def refuse(stream):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as full, files.writing(Path("/dev/full")) as stream:
+        stream.write("words")
+    assert full.value.filename == "/dev/full"
+    (tmp_path / "file").write_text("before")
+    monkeypatch.setattr("os.fsync", refuse)
+    with pytest.raises(OSError, match="No space left") as full:
+        files.write_whole(tmp_path / "file", "after")
+    assert full.value.filename == str(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "5", "[" * 100_000, "\udcff"])
+def test_what_is_no_json_object_is_refused_in_one_line(tmp_path, text):
+    file = tmp_path / "a.json"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=r"a\.json: expected the thing, got .+; mend it") as refusal:
+        files.read_json(file, "the thing", "mend it")
+    assert "\n" not in str(refusal.value)

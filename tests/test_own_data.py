@@ -112,7 +112,7 @@ def _spoil_image(root):
 
 def _spoil_cell(root):
     (root / "tables" / "b.csv").write_text("x,y\n1,2\n3,much\n")
-    return ["dataset=csv", f"dataset.root={root / 'tables'}"]
+    return ["dataset=csv", f"dataset.root={root / 'tables'}", "dataset.shares=[0.4,0.3,0.3]"]
 
 
 SPOILT = {

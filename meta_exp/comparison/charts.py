@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_exp.comparison.results import TITLES, Configuration, describe
+from meta_exp.comparison.results import Configuration, as_number, describe, title
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
+from meta_exp.scoring.yardstick import BAYES
 
 SWEPT = {"algorithm.eta": "eta", "curvature.prior_precision": "tau"}
 
@@ -46,8 +47,8 @@ class Chart(NamedTuple):
 
 def charts(configurations: Sequence[Configuration]) -> list[Chart]:
     """Return the charts that the results have the numbers for."""
-    found = [*_inner_steps(configurations), *_calibration(configurations), *_entropy(configurations)]
-    return [*found, *_learning(configurations), *_sweeps(configurations)]
+    found = [*_inner_steps(configurations), *_calibration(configurations), *_conformal(configurations)]
+    return [*found, *_entropy(configurations), *_learning(configurations), *_sweeps(configurations)]
 
 
 def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
@@ -58,12 +59,15 @@ def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             means, halves = [e.mean for e in found if e], [e.half for e in found if e]
             if found:
                 curves.append(_banded(c.name, [float(k) for k in range(len(found))], means, halves, i))
-        title = TITLES[metric]
-        yield Chart(f"steps_{metric}", f"{title} by inner steps", "inner steps", f"test {title}", curves)
+            if found and (best := c.estimate(f"{BAYES}/{metric}")):
+                ends = [0.0, float(len(found) - 1)]
+                curves.append(Curve(f"{c.name}: Bayes-optimal", ends, [best.mean] * 2, group=i, dashed=True))
+        name = title(metric)
+        yield Chart(f"steps_{metric}", f"{name} by inner steps", "inner steps", f"test {name}", curves)
 
 
 def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
-    for kind in KINDS:
+    for kind in (*KINDS, BAYES):
         curves, bars = [], []
         for i, c in enumerate(configurations):
             if (sums := _pooled(c, f"{kind}/reliability")) is None:
@@ -91,6 +95,19 @@ def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             yield Chart(
                 name, title, "nominal coverage; bars: outputs by F(y)", "observed", curves, bars, label, diagonal=True
             )
+
+
+def _conformal(configurations: Sequence[Configuration]) -> Iterator[Chart]:
+    for kind in KINDS:
+        curves = []
+        for i, c in enumerate(configurations):
+            found = [e for q in COVERAGE_LEVELS if (e := c.estimate(f"{kind}/conformal_coverage_{q}"))]
+            if found:
+                levels = [q / 100 for q in COVERAGE_LEVELS]
+                curves.append(_banded(c.name, levels, [e.mean for e in found], [e.half for e in found], i))
+        if curves:
+            title = f"Coverage of conformal intervals and sets, {kind}"
+            yield Chart(f"conformal_{kind}", title, "nominal coverage", "observed", curves, diagonal=True)
 
 
 def _entropy(configurations: Sequence[Configuration]) -> Iterator[Chart]:
@@ -126,12 +143,13 @@ def _learning(configurations: Sequence[Configuration]) -> Iterator[Chart]:
 def _sweeps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
     """Scores against eta or tau, a curve for each setting of the other keys and each predictive."""
     for key, symbol in SWEPT.items():
-        swept = [c for c in configurations if isinstance(c.label.get(key), float | int)]
+        swept = [c for c in configurations if as_number(c.label.get(key)) is not None]
         families: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
         for c in swept:
             families.setdefault(tuple((k, str(v)) for k, v in c.label.items() if k != key), []).append(c)
         families = {rest: members for rest, members in families.items() if len(members) > 1}
-        for score in [*_metrics(swept), "nll"] if families else []:
+        scores = [*_metrics(swept), "nll", *(["regret"] if any(BAYES in c.rows for c in swept) else [])]
+        for score in scores if families else []:
             curves = []
             for i, (rest, members) in enumerate(families.items()):
                 members.sort(key=lambda c: float(c.label[key]))
@@ -143,8 +161,8 @@ def _sweeps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
                     group = i * len(KINDS) + KINDS.index(kind)
                     curves.append(_banded(f"{name}, {kind}".removeprefix(", "), x, y, halves, group))
             log_x = all(value > 0 for curve in curves for value in curve.x)
-            title = f"{TITLES[score]} by {symbol}"
-            yield Chart(f"sweep_{symbol}_{score}", title, symbol, f"test {TITLES[score]}", curves, log_x=log_x)
+            name = title(score)
+            yield Chart(f"sweep_{symbol}_{score}", f"{name} by {symbol}", symbol, f"test {name}", curves, log_x=log_x)
 
 
 def _metrics(configurations: Sequence[Configuration]) -> list[str]:

@@ -1,11 +1,22 @@
 """One honest table over runs: each restored, scored on the same test tasks, grouped, and compared in pairs.
 
-Writes ``results.csv`` (a row a run), ``report.html`` and ``pictures/`` into the one folder given, or else into the
-working folder.
+Whether they can be compared is looked at before any is scored, and a run that is damaged, in whatever way, is left out
+and named. Writes ``results.csv`` (a row a run), ``report.html`` and ``pictures/`` into one folder:
+
+    output=FOLDER                    that folder
+    one RUN, or one sweep            its folder; with settings of the evaluation changed, one below it, named for them
+    several                          outputs/comparison/<time>
+
+An earlier ``results.csv`` that holds what the new one does not is kept under another name.
 """
 
+import io
+import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,118 +28,218 @@ from rich.table import Table
 
 from meta_exp.comparison import charts, plots, report
 from meta_exp.comparison.results import (
-    TITLES,
     Configuration,
     Difference,
     Result,
     differences,
     differing_keys,
+    doubles,
     group,
     heading,
+    own_scores,
+    title,
 )
-from meta_exp.config.checks import require
-from meta_exp.config.keys import flatten
-from meta_exp.files import make_folder, replacing, write_rows
+from meta_exp.config.checks import one_line, require
+from meta_exp.config.keys import NOT_IN_NAME, flatten, within
+from meta_exp.files import make_folder, require_writable, write_rows, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
+from meta_exp.runs.names import override_folder
 from meta_exp.runs.provenance import provenance
-from meta_exp.runs.restore import Restored, open_run, refits
+from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
 from meta_exp.runs.test_set import score_tasks
 from meta_exp.terminal import cell, plain
-from meta_exp.training.data import EvaluationBatches
+from meta_exp.training.data import CONFORMAL_TASKS, EvaluationBatches, fresh_batches
 from meta_exp.training.learning_curve import read_curve
 from meta_exp.training.precision import set_precision
 
 MARKS = ("config.yaml", "train.log", "metrics.json")  # any of them makes a folder a run's
+COMPARISONS = Path("outputs", "comparison")  # of several runs or sweeps
+EVALUATED = "evaluated"  # in the folder of a run or sweep: results of other settings
 WIDEST = 1000  # characters
-SHOWN = ("accuracy", "mse", "nll", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
+REASON = 500  # characters of it: a damaged file may hold anything
+SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
 
 
-def compare(folders: Sequence[Path], overrides: Sequence[str] = ()) -> int:
+def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str | None = None) -> int:
     """Evaluate the runs in ``folders``, print the table and write the report; return 1 if a run was left out, else 0.
 
+    ``output`` is the folder to write into. Of two runs with one config and one seed the later counts, which is said.
+
     Raises:
-        ValueError: there is no run, or none can be evaluated with these overrides; the reason of the first is given.
+        ValueError: there is no run, none can be evaluated with these overrides (the reason of the first is given), or
+            their numbers of test tasks differ.
         OSError: a result cannot be written.
     """
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     require(bool(runs), "RUN", "at least one run's folder", "none")
-    results, unfinished = _evaluate(runs, overrides)
-    if not results:
-        more = f" (and {len(unfinished) - 1} more runs)" if len(unfinished) > 1 else ""
-        raise ValueError(next(iter(unfinished.values())) + more)
-    numbers = sorted({result.keys["test_tasks"] for result in results})
-    require(len(numbers) == 1, "test_tasks", "the same number for all runs", numbers, f"add test_tasks={numbers[-1]}")
+    opened, left_out = _open(runs, overrides)
+    _require_some(opened, left_out)
+    _refuse_other_numbers_of_tasks(opened)
+    out = _place(folders, overrides, output)
+    scored = _score(runs, opened, overrides, left_out)
+    _require_some(scored, left_out)
+    places = doubles([result.keys for result in scored])
+    results = [result for place, result in enumerate(scored) if place not in places]
+    twice = {
+        scored[i].folder: f"the same config and seed as {scored[j].folder}, which counts" for i, j in places.items()
+    }
     configurations = group(results)
     pairs = list(differences(configurations))
+    settings = _settings(overrides)
     console = Console()
-    for shown in [table(configurations), *([difference_table(pairs)] if pairs else [])]:
+    for shown in [table(configurations, settings), *([difference_table(pairs)] if pairs else [])]:
         # as wide as it is, in a narrow window too: a figure cut in two is worse than a long line
         width = Console(width=WIDEST).measure(shown).maximum
         Console(width=max(console.width, width)).print(shown, crop=False)
-    for folder, reason in unfinished.items():
-        console.print(plain(f"left out: {folder}: {reason}"), markup=False, highlight=False, soft_wrap=True)
-    out = folders[0] if len(folders) == 1 else Path()
-    write_csv(out / "results.csv", results)
+
+    def say(words: str) -> None:
+        console.print(plain(words), markup=False, highlight=False, soft_wrap=True)
+
+    for folder, reason in left_out.items():
+        say(f"left out: {folder}: {reason}")
+    for folder, reason in twice.items():
+        say(f"trained twice: {folder}: {reason}")
+    if out != folders[0]:
+        make_folder(out)
+    if kept := write_csv(out / "results.csv", results, settings):
+        say(f"kept: the earlier results.csv, which held other results, is {kept}")
     drawn = charts.charts(configurations)
     drawings = _draw(configurations, overrides, drawn, out / "pictures")
-    report.write(out / "report.html", configurations, pairs, drawn, drawings, unfinished, overrides, provenance())
-    written = plain(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}")
-    console.print(written, markup=False, soft_wrap=True)
-    return 1 if unfinished else 0
+    missing = left_out | twice
+    report.write(out / "report.html", configurations, pairs, drawn, drawings, missing, overrides, provenance())
+    say(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}")
+    return 1 if left_out else 0
+
+
+def _place(folders: Sequence[Path], overrides: Sequence[str], output: str | None) -> Path:
+    """Return the folder to write into; raises ValueError or OSError where that is impossible."""
+    remedy = "choose a folder by output=FOLDER"
+    if output is not None:
+        out = Path(output).expanduser().resolve()
+        usable = bool(output) and (out.is_dir() or not out.exists())
+        require(usable, f"output={output}", "a folder to write into", "a file" if output else "nothing")
+    elif len(folders) > 1:
+        out = COMPARISONS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
+    elif settings := _settings(overrides):
+        require_writable(folders[0], remedy)
+        make_folder(folders[0] / EVALUATED)
+        out = folders[0] / EVALUATED / override_folder(settings)
+    else:
+        out = folders[0]
+    require_writable(out, remedy)
+    return out
+
+
+def _settings(overrides: Sequence[str]) -> list[str]:
+    """Return those of ``overrides`` that results depend on; where data lies is none of them."""
+    return [words for words in overrides if not within(words.lstrip("+").partition("=")[0], NOT_IN_NAME)]
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """Yield ``folder`` if it is a run's, else the runs below it in order of their names.
 
+    A folder that cannot be read counts as a run: opening it says why. Links are not followed.
+
     Raises:
         ValueError: there is no such folder, or no run in it.
     """
     require(folder.is_dir(), str(folder), "a run's folder, or a sweep's", "a file" if folder.exists() else "none")
-    found = list(_walk(folder))
+    unreadable: list[Path] = []
+    found = []
+    for place, below, files in os.walk(folder, onerror=lambda error: unreadable.append(Path(error.filename))):
+        if not {*below, *files}.isdisjoint(MARKS):
+            found.append(Path(place))
+            below.clear()
+        below.sort()
+    found += unreadable
     require(bool(found), str(folder), "a run's folder, or a folder of runs", "a folder without any", "run train.py")
     yield from found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    if any((folder / mark).exists() for mark in MARKS):
-        yield folder
-        return
-    for below in sorted(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()):
-        yield from _walk(below)
+def _open(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[dict[Path, Restored], dict[Path, str]]:
+    """Restore the runs; return those that can be compared, and the reason of each other."""
+    opened: dict[Path, Restored] = {}
+    left_out: dict[Path, str] = {}
+    for folder in runs:
+        try:
+            opened[folder] = _comparable(open_run(folder, overrides))
+        except Exception as error:  # whatever damage does: the others are compared
+            left_out[folder] = _why(error)
+    return opened, left_out
 
 
-def _evaluate(runs: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Result], dict[Path, str]]:
-    """Return the results, and the reason of each run that has none."""
+def _comparable(run: Restored) -> Restored:
+    """Return ``run``; raises ValueError where its config lacks what a comparison goes by."""
+    tasks, seed, algorithm = run.cfg.test_tasks, run.cfg.seed, run.cfg.choices.get("algorithm")
+    remedy = "train it again"
+    require(type(tasks) is int and tasks >= 2, "test_tasks", "an integer, at least 2, for an interval", tasks)
+    require(type(seed) is int, "seed", "an integer", seed, remedy)
+    require(isinstance(algorithm, str), "choices.algorithm", "an algorithm's name", algorithm, remedy)
+    return run
+
+
+def _why(error: Exception) -> str:
+    """Return what an error says; of one that nobody expected, its type too."""
+    words = one_line(error)[:REASON]
+    return words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
+
+
+def _require_some(found: object, left_out: Mapping[Path, str]) -> None:
+    """Raise ValueError with the first reason if all runs were left out."""
+    if not found:
+        more = f" (and {len(left_out) - 1} more runs)" if len(left_out) > 1 else ""
+        raise ValueError(next(iter(left_out.values())) + more)
+
+
+def _refuse_other_numbers_of_tasks(opened: Mapping[Path, Restored]) -> None:
+    """Raise ValueError if the runs have not one number of test tasks, with that of most and a run that has another."""
+    numbers = {folder: run.cfg.test_tasks for folder, run in opened.items()}
+    most = Counter(numbers.values()).most_common(1)[0][0]
+    other = next((folder for folder, number in numbers.items() if number != most), None)
+    got = sorted(set(numbers.values()))
+    require(other is None, "test_tasks", "the same number for all runs", got, f"add test_tasks={most}; {other} differs")
+
+
+def _score(
+    runs: Sequence[Path], opened: Mapping[Path, Restored], overrides: Sequence[str], left_out: dict[Path, str]
+) -> list[Result]:
+    """Score the runs that are ``opened`` and return their results; those that cannot be scored are ``left_out``."""
     results: list[Result] = []
-    unfinished: dict[Path, str] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tasks, left"))
     console = Console(stderr=True)
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         bar.disable = not console.is_terminal
-        for number, folder in enumerate(runs, 1):
+        for folder, run in opened.items():
+            number = f"run {runs.index(folder) + 1} of {len(runs)}"
             if not console.is_terminal:
-                words = plain(f"run {number} of {len(runs)}: {folder}")
-                console.print(words, markup=False, highlight=False, soft_wrap=True)
+                console.print(plain(f"{number}: {folder}"), markup=False, highlight=False, soft_wrap=True)
+            task = bar.add_task(number, total=run.cfg.test_tasks)
             try:
-                run = open_run(folder, overrides)
-                task = bar.add_task(f"run {number} of {len(runs)}", total=run.cfg.test_tasks)
-                results.append(_result(run, overrides, lambda done, task=task: bar.update(task, completed=done)))
-                bar.remove_task(task)
-            except (ValueError, OSError) as error:
-                unfinished[folder] = str(error)
-    return results, unfinished
+                result = _result(run, overrides, lambda done, task=task: bar.update(task, completed=done))
+                _show_alone(result)
+                results.append(result)
+            except Exception as error:
+                left_out[folder] = _why(error)
+            bar.remove_task(task)
+    return results
+
+
+def _show_alone(result: Result) -> None:
+    """Make of one run what is made of all: what is wrong with it ends here, and not the comparison of the others."""
+    alone = group([result])
+    list(differences(alone))
+    table(alone)
+    charts.charts(alone)
 
 
 def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
-    tasks = run.cfg.test_tasks
-    require(isinstance(tasks, int) and tasks >= 2, "test_tasks", "an integer, at least 2, for an interval", tasks)
     images = len(run.family.input_shape) == 3
     set_precision(run.cfg.get("matmul_precision", "highest"), images)  # the same digits need the same products
     if refits(overrides) and run.cfg.get("calibrate"):
-        _fit(run)
-    scores = score_tasks(run.learner, run.family, tasks, _device(run), advance)
+        _fit(run, keep=keeps(overrides))
+    scores = score_tasks(run.learner, run.family, run.cfg.test_tasks, _device(run), advance)
     return Result(
         folder=run.folder,
         keys=flatten(OmegaConf.to_container(run.cfg)),
@@ -141,12 +252,19 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     )
 
 
-def _fit(run: Restored) -> None:
-    """Fit what is served anew: the run's own values are those of another posterior, or it has none."""
+def _fit(run: Restored, keep: bool) -> None:
+    """Fit what is served anew: the run's own values are those of another posterior, or it has none.
+
+    What is the run's own from now on is kept in its folder.
+    """
     run.learner.to(_device(run)).eval()
     run.family.to(_device(run))
     validation = EvaluationBatches(run.family, "validation", run.cfg.validation_tasks)
-    run.learner.served = calibrate(run.learner, validation).hyper(run.learner)
+    fresh = fresh_batches(run.family, run.cfg.get("conformal_tasks", CONFORMAL_TASKS))
+    calibration = calibrate(run.learner, validation, fresh)
+    calibration.serve(run.learner)
+    if keep:
+        calibration.write(run.folder)
 
 
 def _device(run: Restored) -> torch.device:
@@ -164,30 +282,33 @@ def _command(folder: Path) -> str:
     return shlex.join(["uv", "run", "train.py", *overrides]) if overrides else ""
 
 
-def table(configurations: Sequence[Configuration]) -> Table:
-    """Return a table of a row a configuration, with a line for each predictive."""
+def table(configurations: Sequence[Configuration], settings: Sequence[str] = ()) -> Table:
+    """Return a table of a row a configuration, with a line for each predictive; ``settings`` stand above it."""
     first = configurations[0]
     tasks = first.runs[0].summary["test/tasks"]
-    scores = [s for s in SHOWN if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
-    title = f"{tasks} test tasks; mean ± half width of the 95 % interval"
-    out = Table(title=title, title_justify="left", show_lines=True)
-    for title in [*(heading(key) for key in first.label), "predictive", *(TITLES[s] for s in scores), "± over"]:
-        out.add_column(cell(title))
+    shown = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
+    scores = [s for s in shown if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
+    words = f"{tasks} test tasks; mean ± half width of the 95 % interval"
+    words += cell(f"; evaluated with {' '.join(settings)}") if settings else ""
+    out = Table(title=words, title_justify="left", show_lines=True)
+    for head in [*(heading(key) for key in first.label), "predictive", *map(title, scores), "± over"]:
+        out.add_column(cell(head))
     for c in configurations:
-        cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.predictives) for s in scores]
+        cells = ["\n".join(str(c.estimate(f"{kind}/{s}") or "") for kind in c.rows) for s in scores]
         labels = [cell(value) for value in c.label.values()]
-        over = c.estimate("loss")
-        out.add_row(*labels, "\n".join(c.predictives), *cells, over.over if over else "")
+        over = "\n".join(e.over if (e := c.estimate(f"{kind}/nll")) else "" for kind in c.rows)
+        out.add_row(*labels, "\n".join(c.rows), *cells, over)
     return out
 
 
 def difference_table(pairs: Sequence[Difference]) -> Table:
     """Return a table of the paired differences; those whose interval excludes 0 are bold."""
-    scores = [s for s in SHOWN if any(s in pair.scores for pair in pairs)]
-    title = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
-    out = Table(title=title, title_justify="left")
-    for title in ["", "", *(TITLES[s] for s in scores), "± over"]:
-        out.add_column(title)
+    shown = dict.fromkeys([*SHOWN, *(name for pair in pairs for name in own_scores(pair.of.runs[0].keys))])
+    scores = [s for s in shown if any(s in pair.scores for pair in pairs)]
+    words = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
+    out = Table(title=words, title_justify="left")
+    for head in ["", "", *map(title, scores), "± over"]:
+        out.add_column(cell(head))
     for pair in pairs:
         cells = [pair.scores.get(s) for s in scores]
         text = [f"[bold]{d}[/bold]" if d and abs(d.mean) > d.half else str(d or "") for d in cells]
@@ -197,17 +318,29 @@ def difference_table(pairs: Sequence[Difference]) -> Table:
     return out
 
 
-def write_csv(file: Path, results: Sequence[Result]) -> None:
-    """Write a row a run: its folder, its keys that differ, and mean and half width of every score."""
+def write_csv(file: Path, results: Sequence[Result], settings: Sequence[str] = ()) -> Path | None:
+    """Write a row a run: its folder, the ``settings``, its keys that differ, mean and half width of every score.
+
+    Returns the new name of an earlier file if that holds a line that this one does not, else None.
+    """
     keys = dict.fromkeys(["seed", *differing_keys([result.keys for result in results])])
     summaries = [result.summary for result in results]
     scores = dict.fromkeys(name for summary in summaries for name in summary)
-    rows = [["run", *keys, *scores]]
+    rows = [["run", "evaluated_with", *keys, *scores]]
     for result, summary in zip(results, summaries, strict=True):
         own = [result.keys.get(key, "") for key in keys]
-        rows.append([str(result.folder), *own, *(summary.get(name, "") for name in scores)])
-    with replacing(file) as stream:
-        write_rows(stream, rows)
+        rows.append([str(result.folder), " ".join(settings), *own, *(summary.get(name, "") for name in scores)])
+    stream = io.StringIO()
+    write_rows(stream, rows)
+    kept = None
+    if file.is_file() and not file.is_symlink():
+        earlier = file.read_text(encoding="utf-8", errors="replace")
+        if not set(earlier.splitlines()) <= set(stream.getvalue().splitlines()):
+            names = (file.with_name(f"{file.stem}_{number}{file.suffix}") for number in count(1))
+            kept = next(name for name in names if not os.path.lexists(name))
+            file.rename(kept)
+    write_whole(file, stream.getvalue())
+    return kept
 
 
 def _draw(
@@ -222,7 +355,10 @@ def _draw(
     drawings: dict[str, Path] = {}
     for number, configuration in enumerate(configurations, 1):
         first = configuration.runs[0]
-        run = open_run(first.folder, overrides)
+        try:
+            run = open_run(first.folder, overrides)
+        except (ValueError, OSError):  # it was removed meanwhile
+            continue
         run.learner.served = first.served
         title = f"{configuration.name}, seed {first.seed}"
         place = folder / f"tasks_{number}"

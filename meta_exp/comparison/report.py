@@ -8,7 +8,6 @@ import json
 import secrets
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from meta_exp.comparison.charts import Chart, Curve
-from meta_exp.comparison.results import TITLES, Configuration, Difference, Estimate, differing_keys, heading
+from meta_exp.comparison.results import Configuration, Difference, Estimate, as_number, differing_keys, heading, title
 from meta_exp.files import write_whole
 
 COLORS = ("#1f4e8c", "#e08214", "#111111", "#b2384b", "#6a9f58", "#8e7cc3", "#8c8c8c", "#c9a227")
@@ -51,7 +50,7 @@ def write(
         tasks=runs[0].summary["test/tasks"],
         overrides=overrides,
         scores=_shown(configurations),
-        titles=TITLES,
+        title=title,
         labels=[heading(key) for key in configurations[0].label],
         rows=list(chain.from_iterable(_rows(configuration) for configuration in configurations)),
         differences=differences,
@@ -110,13 +109,14 @@ def _traces(curve: Curve, steps: bool) -> list[go.Scatter]:
 
 
 def _shown(configurations: Sequence[Configuration]) -> list[str]:
-    return [s for s in TITLES if any(c.estimate(f"{kind}/{s}") for c in configurations for kind in c.predictives)]
+    names = dict.fromkeys(name for c in configurations for name in c.scores)
+    return [s for s in names if any(c.estimate(f"{kind}/{s}") for c in configurations for kind in c.predictives)]
 
 
 def _rows(configuration: Configuration) -> list[tuple[Configuration, str, dict[str, Estimate | None]]]:
     return [
-        (configuration, kind, {score: configuration.estimate(f"{kind}/{score}") for score in TITLES})
-        for kind in configuration.predictives
+        (configuration, kind, {score: configuration.estimate(f"{kind}/{score}") for score in configuration.scores})
+        for kind in configuration.rows
     ]
 
 
@@ -126,7 +126,7 @@ def _excludes_zero(estimate: Estimate) -> bool:
 
 def _number(value: object) -> str:
     """What a column is sorted by: the value where it is a finite number, else nothing."""
-    return repr(value) if isinstance(value, float | int) and isfinite(value) else ""
+    return "" if as_number(value) is None else repr(value)
 
 
 def _text(words: str) -> str:

@@ -12,7 +12,7 @@ d_st vary less than the scores; d_s, their mean over tasks, is averaged over see
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import nan, sqrt
+from math import isfinite, nan, sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -27,15 +27,20 @@ from meta_exp.prediction import KINDS
 from meta_exp.runs.test_set import mean_and_half_width, summarize
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores
+from meta_exp.scoring.yardstick import BAYES
 
 TITLES = {  # of the scores of a predictive, in the order of a table
     "accuracy": "accuracy",
     "mse": "MSE",
     "nll": "NLL per point",
+    "regret": "regret",
     "ece": "ECE",
     "brier": "Brier",
     "crps": "CRPS",
     **{f"coverage_{q}": f"coverage {q} %" for q in COVERAGE_LEVELS},
+    "conformal_coverage_90": "conformal coverage 90 %",
+    "conformal_width_90": "conformal width 90 %",
+    "conformal_size_90": "conformal set size 90 %",
     "auroc": "AUROC foreign",
 }
 ABSENT = "-"  # a key that a configuration does not have
@@ -91,13 +96,26 @@ class Configuration:
         return describe(self.label) or "run"
 
     @property
+    def scores(self) -> list[str]:
+        """The scores that a predictive may have, in the order of a table, those of one's own last."""
+        return [*TITLES, *own_scores(self.runs[0].keys)]
+
+    @property
     def predictives(self) -> list[str]:
         """The predictives that were scored."""
         return [kind for kind in KINDS if f"{kind}/nll" in self.runs[0].scores.each]
 
+    @property
+    def rows(self) -> list[str]:
+        """The predictives, and the exact predictor of the family where it has one."""
+        return [*self.predictives, *([BAYES] if f"{BAYES}/nll" in self.runs[0].scores.each else [])]
+
     def estimate(self, score: str) -> Estimate | None:
-        """Return the mean of a score, such as ``map/nll``, with its interval, or None where there is none."""
-        summaries = [run.summary for run in self.runs]
+        """Return the mean of a score, such as ``map/nll``, with its interval, or None where there is none.
+
+        That of the exact predictor knows no seed, so that its interval is over tasks.
+        """
+        summaries = [run.summary for run in self.runs[: 1 if score.startswith(f"{BAYES}/") else None]]
         if any(f"test/{score}" not in summary for summary in summaries):
             return None
         means = [summary[f"test/{score}"] for summary in summaries]
@@ -116,9 +134,7 @@ class Difference(NamedTuple):
 def group(results: Sequence[Result]) -> list[Configuration]:
     """Group runs into configurations, in order of their labels; of two runs with one seed, the later counts."""
     groups: dict[tuple[str, ...], dict[int, Result]] = {}
-    names = list(dict.fromkeys(key for result in results for key in result.keys if is_identity(key)))
-    for result in results:
-        identity = tuple(repr(result.keys.get(name)) for name in names)
+    for identity, result in zip(_identities([result.keys for result in results]), results, strict=True):
         groups.setdefault(identity, {})[result.seed] = result
     firsts = [next(iter(runs.values())).keys for runs in groups.values()]
     telling = telling_keys(firsts)
@@ -127,6 +143,21 @@ def group(results: Sequence[Result]) -> list[Configuration]:
         for keys, runs in zip(firsts, groups.values(), strict=True)
     ]
     return sorted(found, key=lambda configuration: [_order(value) for value in configuration.label.values()])
+
+
+def doubles(configs: Sequence[Keys]) -> dict[int, int]:
+    """Return the place of each config that a later one repeats, seed included, with the place of the last such."""
+    last: dict[tuple[object, ...], int] = {}
+    identities = [(*identity, keys["seed"]) for identity, keys in zip(_identities(configs), configs, strict=True)]
+    for place, identity in enumerate(identities):
+        last[identity] = place
+    return {place: last[identity] for place, identity in enumerate(identities) if last[identity] != place}
+
+
+def _identities(configs: Sequence[Keys]) -> list[tuple[str, ...]]:
+    """Return for each config what tells its configuration from those of the others."""
+    names = list(dict.fromkeys(key for keys in configs for key in keys if is_identity(key)))
+    return [tuple(repr(keys.get(name)) for name in names) for keys in configs]
 
 
 def telling_keys(configs: Sequence[Keys]) -> list[str]:
@@ -161,8 +192,18 @@ def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]
                 continue
             for kind in of.predictives:
                 other = kind if kind in to.predictives else "map"
-                scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in TITLES}
+                scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in of.scores}
                 yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d})
+
+
+def own_scores(keys: Keys) -> list[str]:
+    """Return the names of the scores of one's own that a config adds."""
+    return [key.split(".")[1] for key in keys if key.startswith("scores.") and key.endswith("._target_")]
+
+
+def title(score: str) -> str:
+    """Return what a score is called in tables and charts."""
+    return TITLES.get(score, score)
 
 
 def describe(label: Keys) -> str:
@@ -201,9 +242,18 @@ def _same_but_algorithm(a: Keys, b: Keys) -> bool:
     return all(a[key] == b[key] for key in shared)
 
 
+def as_number(value: object) -> float | None:
+    """Return a key's value as a finite number, or None where it is none."""
+    try:
+        number = float(value) if isinstance(value, float | int) else nan
+    except OverflowError:
+        return None
+    return number if isfinite(number) else None
+
+
 def _order(value: object) -> tuple[bool, float, str]:
-    number = isinstance(value, float | int)
-    return number, float(value) if isinstance(value, float | int) else 0.0, "" if number else str(value)
+    number = as_number(value)
+    return number is not None, number or 0.0, str(value) if number is None else ""
 
 
 def _algorithm(configuration: Configuration) -> str:

@@ -11,12 +11,15 @@ Keys = Mapping[str, Any]  # a config, flat: dotted key to value
 COMPUTED = ("trainer.accelerator", "trainer.devices")
 WATCHED = ("logger", "callbacks.last", "callbacks.progress")
 KEPT = ("dataset.root", "dataset.download")
-SERVED = ("calibrate", "tune_prior_precision")  # how a trained run is served
+SERVED = ("calibrate", "conformal_tasks", "tune_prior_precision")  # how a trained run is served
 PLACED = ("run_dir", "run_name", "callbacks.best.dirpath")  # set by the folder
 MEASURED = tuple(f"dataset.{key}" for key in ("mean", "std", "x_mean", "x_std", "y_mean", "y_std"))  # by its data
-NOT_IN_NAME = ("experiment", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
+NOT_IN_NAME = ("experiment", "trust", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
 MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *PLACED)  # when a run goes on
-NOT_COMPARED = ("seed", "name", "format", "callbacks", *COMPUTED, *WATCHED, *PLACED, *MEASURED)
+NOT_COMPARED = (
+    *("seed", "name", "format", "callbacks", "scores", "conformal_tasks"),
+    *(*COMPUTED, *WATCHED, *PLACED, *MEASURED),
+)
 
 
 def within(key: str, prefixes: Sequence[str]) -> bool:

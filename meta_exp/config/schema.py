@@ -15,6 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from meta_exp.config.checks import require
+from meta_exp.config.keys import within
+
+FOREIGN = ("torch", "pytorch_lightning")  # whose annotations are not meant for this
 
 
 def constructor(part: DictConfig, group: str) -> partial[Any]:
@@ -31,7 +34,7 @@ def constructor(part: DictConfig, group: str) -> partial[Any]:
             near = get_close_matches(key, parameters, 1) or parameters
             remedy = f"did you mean {', '.join(near)}?"
             require(key in parameters, f"{group}.{key}", "a known key", "an unknown one", remedy)
-    if filled.func.__module__.startswith("meta_exp"):
+    if not within(filled.func.__module__, FOREIGN):
         _check_types(filled.func, filled.keywords, f"{group}.")
     return filled
 
@@ -49,8 +52,13 @@ def from_keys(target: Callable[..., Any], cfg: DictConfig, *keys: str) -> Callab
 
 def _check_types(target: Callable[..., Any], values: dict[str, Any], prefix: str) -> None:
     """Raise ValueError where one of ``values`` is not what the annotation of ``target``'s parameter admits."""
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # of a class of one's own, whose annotations may be for type checkers alone
+        return
     for key, value in values.items():
+        if key not in hints:
+            continue
         try:
             TypeAdapter(hints[key], config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as error:

@@ -153,8 +153,8 @@ def _inputs(layer: nn.Module, a: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     if isinstance(layer, Conv2d) and layer.prefers_patches(a):
         a = layer.patches(a).flatten(0, 2)
-        columns = torch.arange(a[0].numel() + 1, device=a.device)
-        columns[:-1] = columns[:-1].view(a.shape[1:]).T.flatten()
+        columns = torch.arange(a[0].numel(), device=a.device).view(a.shape[1:]).T.flatten()
+        columns = columns if layer.bias is None else torch.cat([columns, columns.new_tensor([len(columns)])])
         return with_bias(layer, a.flatten(1)), columns
     if isinstance(layer, nn.Conv2d):
         return patches(layer, a).mT.flatten(0, 1), None

@@ -147,12 +147,15 @@ class NumberPredictive(Predictive):
         """The variance [M], summed over dimensions."""
         return self.variance.sum(-1)
 
+    def coverage(self, y: Tensor) -> dict[str, Tensor]:
+        """Return ``coverage_q`` for each of ``COVERAGE_LEVELS``."""
+        inside = self.covered(y, [q / 100 for q in COVERAGE_LEVELS])
+        return {f"coverage_{q}": hit.to(y.dtype).mean() for q, hit in zip(COVERAGE_LEVELS, inside, strict=True)}
+
     def scores(self, y: Tensor) -> dict[str, Tensor]:
         """Return mse, nll, crps and coverages."""
-        inside = self.covered(y, [q / 100 for q in COVERAGE_LEVELS])
-        coverage = {f"coverage_{q}": hit.to(y.dtype).mean() for q, hit in zip(COVERAGE_LEVELS, inside, strict=True)}
         scores = {self.metric: self.score(y).mean(), "nll": -self.log_prob(y).mean(), "crps": self.crps(y).mean()}
-        return scores | coverage
+        return scores | self.coverage(y)
 
     def histograms(self, y: Tensor) -> dict[str, Tensor]:
         """Return ``pit`` [20]: dimensions of y by F(y), flat where the predictive is calibrated."""

@@ -3,7 +3,8 @@
 from meta_exp.models.conv4 import Conv4
 from meta_exp.models.mlp import MLP
 from meta_exp.models.norm import Affine, BatchNorm, GroupNorm
-from meta_exp.models.probe import couples_points, refuse_fused_norms, refuse_repeated_layers
+from meta_exp.models.probe import couples_points, refuse_fused_norms, refuse_repeated_layers, refuse_unfit
+from meta_exp.models.resnet12 import ResNet12
 
 __all__ = [
     "MLP",
@@ -11,7 +12,9 @@ __all__ = [
     "BatchNorm",
     "Conv4",
     "GroupNorm",
+    "ResNet12",
     "couples_points",
     "refuse_fused_norms",
     "refuse_repeated_layers",
+    "refuse_unfit",
 ]

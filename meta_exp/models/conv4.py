@@ -1,4 +1,4 @@
-"""The convolutional network of MAML: four blocks of 3x3 convolution, norm and ReLU, then a linear layer.
+"""The convolutional network of MAML: four blocks of 3x3 convolution, norm and activation, then a linear layer.
 
 Omniglot: ``downsample="stride"`` (stride 2, features averaged over positions), 64 filters.
 miniImageNet: ``downsample="max_pool"`` (2x2 after each block, features flattened), 32 or 64 filters.
@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from meta_exp.config.checks import require
+from meta_exp.models import activation as activations
+from meta_exp.models.activation import Activation
 from meta_exp.models.convolution import Conv2d
-from meta_exp.models.norm import BatchNorm, GroupNorm
-
-NORMS = {"batch": BatchNorm, "group": GroupNorm, "none": nn.Identity}
+from meta_exp.models.norm import NORMS
 
 
 class Conv4(nn.Module):
@@ -27,6 +27,7 @@ class Conv4(nn.Module):
         filters: int = 64,
         downsample: Literal["stride", "max_pool"] = "stride",
         norm: Literal["batch", "group", "none"] = "batch",
+        activation: Activation = "relu",
     ) -> None:
         require(len(input_shape) == 3, "model=conv4", "images [C, H, W]", list(input_shape), "use model=mlp")
         require(filters >= 1, "model.filters", "at least 1", filters)
@@ -41,7 +42,7 @@ class Conv4(nn.Module):
             nn.init.xavier_uniform_(convolution.weight)
             nn.init.constant_(convolution.get_parameter("bias"), 0.0)
             pool = nn.Identity() if self.average else nn.MaxPool2d(2)
-            blocks.append(nn.Sequential(convolution, NORMS[norm](filters), nn.ReLU(), pool))
+            blocks.append(nn.Sequential(convolution, NORMS[norm](filters), activations.make(activation), pool))
             channels = filters
         self.blocks = nn.Sequential(*blocks)
         with torch.no_grad():

@@ -17,8 +17,10 @@ SMALL = 4  # side of an image whose patches, nine times its size at stride 1, ar
 class Conv2d(nn.Conv2d):
     """A square convolution, ungrouped and padded by zeros: x [N, I, H, W] to [N, O, H', W']."""
 
-    def __init__(self, channels: int, filters: int, size: int = 3, stride: int = 1, padding: int = 1) -> None:
-        super().__init__(channels, filters, size, stride, padding)
+    def __init__(
+        self, channels: int, filters: int, size: int = 3, stride: int = 1, padding: int = 1, bias: bool = True
+    ) -> None:
+        super().__init__(channels, filters, size, stride, padding, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, by whichever way is faster."""
@@ -31,9 +33,9 @@ class Conv2d(nn.Conv2d):
 
     def by_patches(self, x: Tensor) -> Tensor:
         """Convolve as a product of patches with the weights [O, size^2 I]."""
-        assert self.bias is not None
         patches = self.patches(x)
-        y = patches.flatten(0, 2).flatten(1) @ self.weight.movedim(1, -1).flatten(1).T + self.bias
+        y = patches.flatten(0, 2).flatten(1) @ self.weight.movedim(1, -1).flatten(1).T
+        y = y if self.bias is None else y + self.bias
         return y.view(*patches.shape[:3], -1).movedim(-1, 1)
 
     def patches(self, x: Tensor) -> Tensor:

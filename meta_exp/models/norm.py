@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from meta_exp.config.checks import require
 
+GROUPS = 8
+
 
 class Affine(nn.Module):
     """gamma x + beta, a scale and a shift per channel of x [N, channels, ...]."""
@@ -51,7 +53,7 @@ class BatchNorm(nn.Module):
 class GroupNorm(nn.Module):
     """Normalise each point over groups of channels; points stay independent."""
 
-    def __init__(self, channels: int, groups: int = 8, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, groups: int = GROUPS, eps: float = 1e-5) -> None:
         require(channels % groups == 0, "model.filters", f"a multiple of the {groups} groups", channels)
         super().__init__()
         self.groups = groups
@@ -61,6 +63,9 @@ class GroupNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [N, channels, ...]."""
         return self.affine(F.group_norm(x, self.groups, eps=self.eps))
+
+
+NORMS = {"batch": BatchNorm, "group": GroupNorm, "none": nn.Identity}  # by the names that ``model.norm`` takes
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -10,8 +10,10 @@ n_features], its y [n_samples] or [n_samples, n_outputs], and a prediction has a
 low; ``Predictor.read`` makes such an array of files as training read them, and what training normalised is normalised
 here. A run on tables takes and gives numbers in the units of its files. Classes keep their labels.
 
-A network with batch statistics sees the images of one call together, as it did in training: give it all that are to be
-predicted at once.
+A network with batch statistics depends on what stands beside an image. In training that is a query set with as many
+images of each class, which nobody can promise for new ones: alone or with others of its class an image is classified by
+chance. So each is predicted beside the task's support, and beside nothing else: an answer does not depend on what else
+is asked. docs/evaluation.md has what that costs and what it saves.
 
 Threads may share a predictor, its tasks and its networks: what runs the network waits for its turn, since the
 parameters of a task stand in the one network while it runs, and each answer is the one that a single thread would get.
@@ -19,15 +21,17 @@ A generator that is given belongs to one thread. Nothing is gained in speed: for
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map, tree_map_only
+from torch.func import vmap
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from meta_exp.adaptation import Noise, Params
 from meta_exp.config.checks import require
@@ -35,30 +39,39 @@ from meta_exp.curvature import Posterior
 from meta_exp.likelihoods import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.models import couples_points
-from meta_exp.prediction import KINDS, Prediction
+from meta_exp.prediction import KINDS, Prediction, change, moved
 from meta_exp.runs.restore import Restored, open_run
+from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import Treatment, read_images
 from meta_exp.tasks.tables.columns import RunColumns, Scale
 from meta_exp.training.learner import EVALUATION, Adapted, Learner
 
 Array = Any  # a NumPy array or a tensor, whichever was given
-POINTS = 1000  # predicted at once, where points are independent; bounds the memory
+Interval = tuple[Array, Array]
+METHODS = ("predictive", "conformal")  # of an interval
+POINTS = 1000  # that a network sees at once, those of the support that stand beside others included; bounds the memory
 
 
-def load(folder: str | Path, overrides: str | Sequence[str] = (), device: str | torch.device = "cpu") -> "Predictor":
+def load(
+    folder: str | Path,
+    overrides: str | Sequence[str] = (),
+    device: str | torch.device = "cpu",
+    trust: str | Sequence[str] = (),
+) -> "Predictor":
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
     Args:
         folder: of the run, as train.py made it.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
         device: where to compute; posterior draws are the same on each.
+        trust: modules of your own whose classes the run's config may name; they are imported.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides)
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust)
     run.learner.to(device)
     return Predictor(run)
 
@@ -74,19 +87,35 @@ class Regression:
     variance: Array
     _predictive: NumberPredictive
     _scale: Scale | None = None
+    _conformal: Conformal | None = None
 
     @property
     def std(self) -> Array:
         """The standard deviation, [n] or [n, outputs]."""
         return self.variance**0.5
 
-    def interval(self, level: float = 0.95) -> tuple[Array, Array]:
-        """Return the lower and upper end of the central interval that holds y with probability ``level``.
+    def interval(self, level: float = 0.95, method: Literal["predictive", "conformal"] = "predictive") -> Interval:
+        """Return the lower and upper end of an interval that holds y with probability ``level``.
 
-        One of counts holds y with that probability or more.
+        Args:
+            level: the probability, between 0 and 1.
+            method: ``predictive``, the central interval of the predictive, which is right where the predictive is, and
+                of counts holds y with that probability or more; or ``conformal``, mean +- q std, which on average over
+                tasks like the run's, with as many examples, holds y with that probability whatever the predictive is
+                worth; infinite where the run's calibration had too few tasks for the level.
+
+        Raises:
+            ValueError: the level is no probability, or the run has no thresholds for conformal intervals.
         """
         require(0 < level < 1, "level", "a probability between 0 and 1", level)
-        low, high = (self._scale.restore(v) if self._scale else v for v in self._predictive.interval(level))
+        require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
+        if method == "conformal":
+            std = self._predictive.variance.sqrt()
+            low, high = _known("method=conformal", self._conformal).interval(self._predictive.mean, std, level)
+        else:
+            low, high = self._predictive.interval(level)
+        if self._scale:
+            low, high = self._scale.restore(low), self._scale.restore(high)
         return _as_given(low.reshape(self.mean.shape), self.mean), _as_given(high.reshape(self.mean.shape), self.mean)
 
 
@@ -98,6 +127,21 @@ class Classification:
     entropy: Array
     labels: Array
     classes: Array
+    _predictive: ClassPredictive
+    _conformal: Conformal | None = None
+
+    def prediction_set(self, level: float = 0.95, empty: bool = False) -> Array:
+        """Return which classes are in the conformal set of each point, booleans [n, k] in the order of ``classes``.
+
+        On average over tasks like the run's, with as many classes and examples, the set holds the true class with
+        probability ``level`` or more. The likeliest class is always in it; with ``empty`` it need not be, and the
+        probability is ``level``: a set that is empty then says that nothing fits.
+
+        Raises:
+            ValueError: the level is no probability, or the run has no thresholds for conformal sets.
+        """
+        record = _known("prediction_set", self._conformal)
+        return _as_given(record.prediction_set(self._predictive.probabilities, level, empty), self.probabilities)
 
 
 class Turn:
@@ -127,7 +171,7 @@ class Predictor:
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
         columns: the columns of x and y with their scales, of a run on tables; else None.
-        coupled: whether a prediction depends on what else is predicted in the same call.
+        coupled: whether the network's output at a point depends on what stands beside it.
         turn: held by the thread that runs the network.
     """
 
@@ -175,7 +219,7 @@ class Predictor:
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
             require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
         flat = classes is None and np.ndim(y) == 1
-        return AdaptedTask(self, served, len(inputs), classes, flat)
+        return AdaptedTask(self, served, inputs, classes, flat)
 
     def inputs(self, x: Array) -> Tensor:
         """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
@@ -256,7 +300,7 @@ class AdaptedTask:
 
     predictor: Predictor
     served: dict[str, Adapted]  # by predictive; each with the values that it was calibrated to
-    points: int
+    support: Tensor  # inputs [N, ...] of the network, which it adapted to
     classes_: Array | None
     flat: bool  # y was given as [n]
 
@@ -267,7 +311,7 @@ class AdaptedTask:
         samples: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Regression | Classification:
-        """Predict at new inputs x.
+        """Predict at new inputs x, each as if it were asked alone.
 
         Args:
             x: inputs, [n, features] or images.
@@ -288,18 +332,22 @@ class AdaptedTask:
             drawn = kind == "sample" or (kind == "linearized" and not self._likelihood(kind).closed_form)
             noise = self._noise(samples, generator) if drawn else None
             predictive = self._likelihood(kind).predictive(*self._predict(kind, inputs, noise))
-        return self._regression(predictive, x) if self.classes_ is None else self._classification(predictive, x)
+        conformal = self.predictor.learner.conformal.get(kind)
+        answer = self._regression if self.classes_ is None else self._classification
+        return answer(predictive, x, conformal)
 
     def sample(self, n: int = 1, generator: torch.Generator | None = None) -> list["Network"]:
-        """Draw n networks from the posterior; one is LLAMA's rule for production."""
+        """Draw n networks from the posterior; one is LLAMA's rule for production.
+
+        Where the posterior is around the mode of the linear model, they are functions of that model.
+        """
         self._check_posterior("sample", needed=True)
         at = self.served["sample"]
         assert at.posterior is not None
         with self.predictor.turn, torch.no_grad():
             noise = self._noise(n, generator)
             deltas = [at.posterior.sample(_draw(noise, s)) for s in range(n)]
-        drawn = [{name: at.params[name] + value for name, value in delta.items()} for delta in deltas]
-        return [Network(self, at.params | params) for params in drawn]
+        return [Network(self, at, delta) for delta in deltas]
 
     @property
     def theta_i(self) -> Params:
@@ -324,11 +372,11 @@ class AdaptedTask:
         require(isinstance(samples, int | np.integer) and samples >= 1, "samples", "an integer, at least 1", samples)
         generator = generator or torch.Generator().manual_seed(0)
         algorithm = self.predictor.learner.algorithm
-        noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, self.points)
+        noise = algorithm.draws(generator, (int(samples),), self.predictor.learner.meta().theta, len(self.support))
         return tree_map(lambda z: z.to(self.predictor.learner.device), noise)
 
     def _predict(self, kind: str, x: Tensor, noise: Noise | None) -> Prediction:
-        """Predict within bounded memory: draw by draw where batch statistics couple the points, else in pieces."""
+        """Predict each x as if nothing else were asked, within bounded memory."""
         algorithm = self.predictor.learner.algorithm
         params, posterior, meta = self.served[kind]
 
@@ -338,26 +386,40 @@ class AdaptedTask:
         if not self.predictor.coupled:
             outputs, spread = zip(*(predict(piece, noise) for piece in x.split(POINTS)), strict=True)
             return Prediction(torch.cat(outputs, 1), torch.cat(spread))
-        if noise is None:
-            return predict(x, None)
-        draws = len(torch.utils._pytree.tree_leaves(noise)[0])
-        parts = [predict(x, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(draws)]
-        return parts[0]._replace(outputs=torch.cat([part.outputs for part in parts]))
 
-    def _regression(self, predictive: Predictive, x: Array) -> Regression:
+        def last(x: Tensor, noise: Noise | None) -> Prediction:
+            outputs, covariance = predict(x, noise)
+            return Prediction(outputs[:, -1], covariance[-1])
+
+        at_once = max(1, POINTS // (len(self.support) + 1))
+        draws = 1 if noise is None else len(tree_leaves(noise)[0])
+        found = []
+        for start in range(0, draws, at_once):
+            part = tree_map_only(Tensor, lambda z, start=start: z[start : start + at_once], noise)
+            found.append(self._beside_support(partial(last, noise=part), x, min(at_once, draws)))
+        return Prediction(torch.cat([part.outputs for part in found], 1).transpose(0, 1), found[0].covariance)
+
+    def _beside_support(self, function: Callable[[Tensor], Any], x: Tensor, times: int = 1) -> Any:
+        """Stack ``function`` of the support with one x behind it, for each x; it takes ``times`` the memory."""
+        at_once = max(1, POINTS // ((len(self.support) + 1) * times))
+        one = vmap(lambda point: function(torch.cat([self.support, point[None]])))
+        return tree_map(lambda *parts: torch.cat(parts), *map(one, x.split(at_once)))
+
+    def _regression(self, predictive: Predictive, x: Array, conformal: Conformal | None = None) -> Regression:
         assert isinstance(predictive, NumberPredictive)
         mean, variance, scale = predictive.mean, predictive.variance, self.predictor._y_scale
         if scale:
             mean, variance = scale.restore(mean), scale.restore_variance(variance)
         mean, variance = (_as_given(self._as_y(value), x) for value in (mean, variance))
-        return Regression(mean, variance, predictive, scale)
+        return Regression(mean, variance, predictive, scale, conformal)
 
-    def _classification(self, predictive: Predictive, x: Array) -> Classification:
+    def _classification(self, predictive: Predictive, x: Array, conformal: Conformal | None) -> Classification:
         own = self._of_own_classes(predictive)
         places = own.probabilities.argmax(-1)
         assert self.classes_ is not None
         labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.cpu().numpy()]
-        return Classification(_as_given(own.probabilities, x), _as_given(own.entropy, x), labels, self.classes_)
+        probabilities, entropy = _as_given(own.probabilities, x), _as_given(own.entropy, x)
+        return Classification(probabilities, entropy, labels, self.classes_, own, conformal)
 
     def _of_own_classes(self, predictive: Predictive) -> ClassPredictive:
         assert isinstance(predictive, ClassPredictive)
@@ -378,17 +440,41 @@ class AdaptedTask:
 
 @dataclass(frozen=True)
 class Network:
-    """One adapted network with parameters ``params``; call it with x for its mean [n] or probabilities [n, k]."""
+    """One draw ``delta`` of phi - theta_i; call it with x for its mean [n] or probabilities [n, k]."""
 
     task: AdaptedTask
-    params: Params
+    around: Adapted
+    delta: Params
+
+    @property
+    def params(self) -> Params:
+        """Phi."""
+        return moved(self.around.params, self.delta)
 
     def __call__(self, x: Array) -> Array:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
         predictor = self.task.predictor
         with predictor.turn, torch.no_grad():
-            outputs = predictor.learner.algorithm.network(self.params, predictor.inputs(x))
+            inputs = predictor.inputs(x)
+            if predictor.coupled:
+                outputs = self.task._beside_support(lambda points: self._outputs(points)[-1], inputs)
+            else:
+                outputs = self._outputs(inputs)
             return self.task._answer(outputs, x)
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        network, theta_i, posterior = self.task.predictor.learner.algorithm.network, *self.around[:2]
+        if posterior is not None and posterior.at_mode:
+            return network(theta_i, inputs) + change(network, theta_i, self.delta, inputs)
+        return network(self.params, inputs)
+
+
+def _known(key: str, conformal: Conformal | None) -> Conformal:
+    """Return the thresholds of a predictive; raises ValueError where there are none."""
+    remedy = "evaluate.py RUN calibrate=true makes them for the predictives of its evaluation"
+    require(conformal is not None, key, "a run that has thresholds for this predictive", "none", remedy)
+    assert conformal is not None
+    return conformal
 
 
 def _draw(noise: Noise, s: int) -> Noise:

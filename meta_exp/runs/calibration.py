@@ -7,14 +7,19 @@ sigma is learned from the error after the training's steps, and served after the
 a guess. Each predictive has values of its own: the plain network takes the posterior's share of the error into sigma,
 the linearised predictive has tau for that. In log space, by SciPy's Nelder-Mead from the best point of a coarse grid.
 
+What is then served gets thresholds for conformal intervals and sets (``scoring/conformal.py``), by fresh tasks of the
+validation split: those above have chosen the checkpoint and the values.
+
 What of it changes predictions (tau, and sigma through the curvature) is fitted outside, and what only spreads them
 (the temperature; sigma, where no posterior is asked) inside, where a prediction is computed once for all values.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from typing import Any
+from math import inf
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,9 +29,14 @@ from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from meta_exp.adaptation import Meta, Noise, Params, adapt
+from meta_exp.config.checks import one_line, require
+from meta_exp.files import read_json, write_json
 from meta_exp.hyper import Hyper
+from meta_exp.likelihoods import Likelihood
 from meta_exp.prediction import Prediction
+from meta_exp.scoring.conformal import Conformal, fit, nonconformity
 from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.stream import EVALUATION_BATCH
 from meta_exp.training.learner import EVALUATION, Learner
 
 FACTORS = {  # of the grid, times the value as trained
@@ -41,13 +51,46 @@ TOLERANCE = 1e-2  # in log space; a hundredth of it in nats
 
 @dataclass(frozen=True)
 class Calibration:
-    """Fitted values by predictive and name, the NLL per point that they give, and as trained, on validation tasks."""
+    """Fitted values by predictive and name, the NLL per point that they give, and as trained, on validation tasks.
+
+    ``conformal`` holds the thresholds of each predictive; none where there were no fresh tasks.
+    """
 
     values: dict[str, dict[str, float]]
     nll: dict[str, float]
     nll_raw: dict[str, float]
     validation_tasks: int
     inner_steps: int
+    conformal: dict[str, Conformal] = field(default_factory=dict)
+
+    def serve(self, learner: Learner) -> None:
+        """Have ``learner`` predict with the values and the thresholds."""
+        learner.served, learner.conformal = self.hyper(learner), self.conformal
+
+    def write(self, folder: Path) -> None:
+        """Write it into a run's folder."""
+        write_json(folder / CALIBRATION, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """Read it from a run's folder.
+
+        Raises:
+            ValueError: the file holds no calibration.
+            OSError: it cannot be read.
+        """
+        file = folder / CALIBRATION
+        found = read_json(file, "the values of a calibration")
+        try:
+            conformal = {kind: Conformal(**record) for kind, record in found.pop("conformal", {}).items()}
+            calibration = cls(**found, conformal=conformal)
+            positive = all(0 < float(v) < inf for values in calibration.values.values() for v in values.values())
+            ascending = all(_ascends(record.thresholds) for record in conformal.values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{file}: expected the values of a calibration, got {one_line(error)}") from error
+        require(positive, str(file), "values > 0", "others")
+        require(ascending, str(file), "thresholds in ascending order", "others")
+        return calibration
 
     def describe(self) -> str:
         """Return the NLLs and values in words."""
@@ -78,18 +121,16 @@ class _Batch:
 
 
 @torch.no_grad()
-def calibrate(learner: Learner, batches: Iterable[Episode]) -> Calibration:
-    """Fit what is free to the tasks of ``batches``, for each predictive of ``learner``; changes nothing."""
+def calibrate(learner: Learner, batches: Iterable[Episode], fresh: Iterable[Episode] = ()) -> Calibration:
+    """Fit what is free to the tasks of ``batches``, for each predictive of ``learner``; changes nothing.
+
+    The thresholds of conformal intervals and sets are those of the tasks of ``fresh``.
+    """
     algorithm, meta = learner.algorithm, learner.meta()
     free = algorithm.free()
     closed = algorithm.likelihood.closed_form
     drawn = any(kind == "sample" or (kind == "linearized" and not closed) for kind in learner.predictives)
-    held: list[_Batch] = []
-    for k, episodes in enumerate(batches):
-        episodes = tree_map(lambda value: value.to(learner.device), episodes)
-        noise = learner.path_noise(episodes, (EVALUATION, k))
-        draws = learner.draws(episodes, k) if drawn else None
-        held.append(_Batch(_adapt(learner, meta, episodes, noise), episodes, draws, noise))
+    held = list(_adapted(learner, meta, batches, drawn))
     if not drawn:  # all tasks at once: there are a hundred evaluations, and draws alone would fill the memory
         held = [_joined(held)]
     values: dict[str, dict[str, float]] = {}
@@ -107,7 +148,41 @@ def calibrate(learner: Learner, batches: Iterable[Episode]) -> Calibration:
         start = {name: float(free[name].start if name not in meta.hyper else meta.hyper[name]) for name in free}
         best, nll[kind], raw[kind] = _fit(outer, inner, start, predictions, score)
         values[kind] = {free[name].name: float(np.exp(value)) for name, value in best.items()}
-    return Calibration(values, nll, raw, sum(len(b.episodes.query.y) for b in held), learner.evaluation_steps)
+    found = Calibration(values, nll, raw, sum(len(b.episodes.query.y) for b in held), learner.evaluation_steps)
+    return replace(found, conformal=_thresholds(learner, meta, found.hyper(learner), fresh, drawn))
+
+
+def _adapted(learner: Learner, meta: Meta, batches: Iterable[Episode], drawn: bool) -> Iterator[_Batch]:
+    for k, episodes in enumerate(batches):
+        episodes = tree_map(lambda value: value.to(learner.device), episodes)
+        noise = learner.path_noise(episodes, (EVALUATION, k))
+        draws = learner.draws(episodes, k) if drawn else None
+        yield _Batch(_adapt(learner, meta, episodes, noise), episodes, draws, noise)
+
+
+def _thresholds(
+    learner: Learner, meta: Meta, served: Mapping[str, Hyper], fresh: Iterable[Episode], drawn: bool
+) -> dict[str, Conformal]:
+    """Return the thresholds of each predictive as it is ``served``."""
+    likelihood = learner.algorithm.likelihood
+    scores: dict[str, list[Tensor]] = {kind: [] for kind in learner.predictives}
+    if drawn:  # which takes memory for each task
+        fresh = (part for batch in fresh for part in _parts(batch))
+    for batch in _adapted(learner, meta, fresh, drawn):
+        for kind, found in scores.items():
+            at = meta._replace(hyper=meta.hyper | served[kind])
+            given = likelihood.at(at.hyper)
+
+            def one(prediction: Prediction, y: Tensor, given: Likelihood = given) -> Tensor:
+                return nonconformity(given.predictive(*prediction), y)
+
+            found.append(vmap(one)(_predict(learner, kind, at, batch), batch.episodes.query.y).cpu())
+    return {kind: fit(torch.cat(found)) for kind, found in scores.items() if found}
+
+
+def _parts(episodes: Episode) -> Iterator[Episode]:
+    for start in range(0, len(episodes.query.y), EVALUATION_BATCH):
+        yield tree_map(lambda value, start=start: value[start : start + EVALUATION_BATCH], episodes)
 
 
 def _joined(batches: Sequence[_Batch]) -> _Batch:
@@ -176,6 +251,10 @@ def _minimum(
     simplex = [best, *([b + 0.5 * (i == j) for j, b in enumerate(best)] for i in range(len(best)))]
     found = minimize(safe, best, method="Nelder-Mead", options=options | {"initial_simplex": simplex})
     return [float(value) for value in found.x], float(found.fun)
+
+
+def _ascends(values: Sequence[float]) -> bool:
+    return list(map(float, values)) == sorted(map(float, values))
 
 
 def _tensors(values: Mapping[str, float]) -> Hyper:

@@ -6,6 +6,7 @@ anew. A folder whose run was begun with another config is refused, with the keys
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from meta_exp.config.checks import one_line
 from meta_exp.config.keys import MAY_CHANGE, flatten, within
-from meta_exp.files import remove_parts
+from meta_exp.files import acquire, remove_parts
 from meta_exp.runs.saved import read_config
+from meta_exp.terminal import plain
 
 SHOWN = 5  # differing keys
 
@@ -26,7 +29,20 @@ class Refused(ValueError):
 
 
 class LogFile(logging.FileHandler):
-    """Appends to ``train.log``, but to no link that the folder brings: it goes on in a file of its own."""
+    """Appends to ``train.log``, but to no link that the folder brings: it goes on in a file of its own.
+
+    Where it cannot be written, on a full disk, that is said once.
+    """
+
+    failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Say what went wrong, the first time."""
+        error = sys.exc_info()[1]
+        if not self.failed and error is not None:
+            self.failed = True
+            words = f"{self.baseFilename}: {one_line(error)}; the run goes on, and its log has holes"
+            print(plain(words), file=sys.stderr, flush=True)
 
     def _open(self) -> Any:
         file = Path(self.baseFilename)
@@ -43,10 +59,11 @@ def only_writer(folder: Path) -> Iterator[None]:
 
     Raises:
         Refused: another process holds it.
+        OSError: the file system has no locks, or is full.
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(blocking=False)
+        acquire(lock, "choose a folder on another by hydra.run.dir=FOLDER or hydra.sweep.dir=FOLDER", blocking=False)
     except Timeout:
         message = f"{folder}: expected no other process at this run, got one; wait for it, or choose another folder"
         raise Refused(message) from None

@@ -1,19 +1,16 @@
 """A finished run, restored: its saved config and its best checkpoint become the learner that was trained.
 
 A run's folder may come from a stranger, and neither of its files can run code. A checkpoint is loaded as weights only.
-A saved config is data: in each group it may name classes of that group's modules, nothing else; it holds no
-interpolation; and trainer, loggers and callbacks are never built from it. Nor does it say where to look: nothing is
-fetched, and data is read where META_EXP_DATA or an override says, or below the working folder.
+A saved config is data: in each group it may name classes of that group's modules, and of modules that the user trusts
+(``runs.trust``), nothing else; it holds no interpolation; and trainer, loggers and callbacks are never built from it.
+Nor does it say where to look: nothing is fetched, and data is read where META_EXP_DATA or an override says, or below
+the working folder.
 """
 
-import inspect
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +25,17 @@ from torch import Tensor
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.schema import constructor
+from meta_exp.files import read_json
 from meta_exp.runs.build import build_learner
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
-from meta_exp.runs.train import Metrics
+from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
+from meta_exp.runs.trust import MODULES, NEVER_BUILT, refuse_unsafe, trusted_modules, walk
 from meta_exp.runs.weights import read_weights
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
 
 CONF = Path(__file__).parents[2] / "conf"
-MODULES = {  # whose classes a saved config may name in a group
-    "dataset": "meta_exp.tasks",
-    "model": "meta_exp.models",
-    "likelihood": "meta_exp.likelihoods",
-    "curvature": "meta_exp.curvature",
-    "algorithm": "meta_exp.algorithms",
-    "optimizer": "torch.optim",
-}
-NEVER_BUILT = {  # and in the groups that only a training needs
-    "trainer": ("pytorch_lightning",),
-    "logger": ("meta_exp.training.loggers", "pytorch_lightning.loggers"),
-    "callbacks": ("meta_exp.training.checkpoints", "meta_exp.training.progress"),
-}
 OVERRIDABLE = (  # the keys that matter once a run is trained
     "dataset",
     "curvature",
@@ -62,10 +48,25 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "test_tasks",
     "calibrate",
     "validation_tasks",
+    "scores",
+    "conformal_tasks",
 )
+LATER = ("calibrate", "conformal_tasks")  # keys that the config of an older run may lack
 TUNED = "prior_precision.json"  # of a run of an earlier version
-REFITTED = ("curvature", "likelihood", "calibrate")
+OPTIONAL = ("lr_schedule",)  # which earlier versions had not
+REFITTED = ("curvature", "likelihood", "calibrate", "conformal_tasks")
+HARMLESS = (
+    "calibrate",
+    "validation_tasks",
+    "conformal_tasks",
+    "test_tasks",
+    "chunk_size",
+    "dataset.root",
+    "scores",
+    "trust",
+)
 GROUPS = (*MODULES, *NEVER_BUILT, "experiment")
+TRUST = "trust"  # the override that says which modules of one's own the config may name
 LEARNED = {"likelihood.sigma_noise", "curvature.prior_precision"}  # unless their group's ``learned`` is false
 
 
@@ -80,18 +81,19 @@ class Restored:
     metrics: Metrics
 
 
-def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
+def open_run(folder: Path, overrides: Sequence[str] = (), trust: str | Sequence[str] = ()) -> Restored:
     """Restore the finished run in ``folder``; its data is not read, and no random generator is touched.
 
     What was calibrated after training is served, unless an override is about what was fitted: another curvature or
-    likelihood, or ``calibrate``.
+    likelihood, or ``calibrate``. ``trust`` names modules of one's own whose classes the config may name, as an override
+    ``trust=[my_package]`` does.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
     folder = Path(folder)
-    cfg = load_config(folder, overrides)
+    cfg = load_config(folder, overrides, trust)
     metrics = _load_metrics(folder)
     state = read_weights(folder / "best.ckpt")
     try:
@@ -101,13 +103,15 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Restored:
     except (TypeError, OmegaConfBaseException, HydraException) as error:
         raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {one_line(error)}") from error
     _fill(learner, state, folder / "best.ckpt")
+    if learner.gradient.chunk_size == "auto" and isinstance(found := metrics.get(CHUNK_SIZE), int) and found >= 1:
+        learner.gradient.chunk_size = found  # the same digits need the same chunks
     if not refits(overrides):
         _take_calibration(learner, folder)
     return Restored(folder, cfg, family, learner.eval(), metrics)
 
 
-def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
-    """Return the config saved in ``folder`` with ``overrides``, in Hydra's grammar, applied.
+def load_config(folder: Path, overrides: Sequence[str] = (), trust: str | Sequence[str] = ()) -> DictConfig:
+    """Return the config saved in ``folder`` with ``overrides``, in Hydra's grammar, applied; see ``open_run``.
 
     Raises:
         ValueError: the file is not a run's config, is of another format or unsafe, or an override does not fit it.
@@ -121,25 +125,23 @@ def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
     require(saved == FORMAT, str(file), f"format: {FORMAT}", "none" if saved is None else f"format: {saved}", remedy)
-    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg]
+    missing = [key for key in (*MODULES, "choices", "seed") if key not in cfg and key not in OPTIONAL]
     require(not missing, str(file), "a run's config", f"no {', '.join(missing)}", "train it again")
-    _refuse_unsafe(cfg, file)
+    require(OmegaConf.is_dict(cfg.choices), f"{file}: choices", "the names of options", cfg.choices, "train it again")
+    cfg.pop("trust", None)  # not its to say
+    parsed = _parse(overrides)
+    words = [override.value() for override in parsed if override.key_or_group == TRUST]
+    trusted = trusted_modules(_names(trust, *words))
+    refuse_unsafe(OmegaConf.to_container(cfg, resolve=False), trusted, file)
     _place_data(cfg)
-    _apply(cfg, overrides)
-    _refuse_unsafe(cfg, file)
+    _apply(cfg, [override for override in parsed if override.key_or_group != TRUST])
+    refuse_unsafe(OmegaConf.to_container(cfg, resolve=False), trusted, file)
     return cfg
 
 
-def _refuse_unsafe(cfg: DictConfig, file: Path) -> None:
-    """Raise ValueError at an interpolation, a key that steers Hydra, or a class that a run does not name."""
-    for path, value in _walk(OmegaConf.to_container(cfg, resolve=False), ()):
-        where = f"{file}: {'.'.join(path)}"
-        if path[-1] == "_target_":
-            require(_known(path, value), where, "a class of meta_exp, a torch optimizer or a part of Lightning", value)
-        elif path[-1].startswith("_") and path[-1].endswith("_"):
-            require(False, where, "no key that steers Hydra", repr(value))
-        elif isinstance(value, str):
-            require("${" not in value, where, "a plain value", repr(value))
+def _names(*given: Any) -> list[Any]:
+    """Return one list of names, where each of ``given`` is one or several."""
+    return [name for names in given for name in (list(names) if isinstance(names, list | tuple) else [names])]
 
 
 def _place_data(cfg: DictConfig) -> None:
@@ -161,41 +163,21 @@ def _place_data(cfg: DictConfig) -> None:
             cfg.dataset.root = str(Path(shared or "data", saved.name.removeprefix("..") or "data"))
 
 
-def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield the path of each place below ``node`` with what stands there."""
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in items:
-        here = (*path, str(key))
-        yield here, value
-        yield from _walk(value, here)
-
-
-def _known(path: tuple[str, ...], target: object) -> bool:
-    """Whether ``target`` may stand at ``path``: a class of the group's module, or one that is never built."""
-    group = path[0]
-    if group in NEVER_BUILT:
-        return any(_is_class_of(module, target) for module in NEVER_BUILT[group])
-    return group in MODULES and len(path) == 2 and _is_class_of(MODULES[group], target)
-
-
-def _is_class_of(module: str, target: object) -> bool:
-    """Whether ``target`` names a class that ``module`` offers and holds, itself or in a file below it."""
-    owner, _, name = str(target).rpartition(".")
-    found = vars(import_module(module)).get(name) if owner == module else None
-    return inspect.isclass(found) and found.__module__.startswith(module)
-
-
-def _apply(cfg: DictConfig, overrides: Sequence[str]) -> None:
-    """Apply ``overrides`` to ``cfg``: groups, then keys, as Hydra does."""
+def _parse(overrides: Sequence[str]) -> list[Override]:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ValueError(one_line(error)) from error
-    groups = [override for override in parsed if override.key_or_group in GROUPS]
-    keys = [override for override in parsed if override.key_or_group not in GROUPS]
     for override in parsed:
         plain = not (override.is_delete() or override.is_sweep_override() or override.package)
         require(plain, override.input_line or "", "key=value", "a deletion, a sweep or a package")
+    return parsed
+
+
+def _apply(cfg: DictConfig, parsed: Sequence[Override]) -> None:
+    """Apply overrides to ``cfg``: groups, then keys, as Hydra does."""
+    groups = [override for override in parsed if override.key_or_group in GROUPS]
+    keys = [override for override in parsed if override.key_or_group not in GROUPS]
     for override in groups:
         _choose(cfg, override.key_or_group, str(override.value() or "none"))
     for override in keys:
@@ -216,11 +198,9 @@ def _choose(cfg: DictConfig, group: str, option: str) -> None:
 
 def _set(cfg: DictConfig, override: Override) -> None:
     key, value = override.key_or_group, override.value()
-    known = [".".join(path) for path, _ in _walk(OmegaConf.to_container(cfg, resolve=False), ())]
+    known = [".".join(path) for path, _ in walk(OmegaConf.to_container(cfg, resolve=False))]
     remedy = "".join(f"did you mean {near}?" for near in get_close_matches(key, known, 1))
-    require(
-        override.is_add() or key in (*known, "calibrate"), key, "a key of the run's config", "an unknown one", remedy
-    )
+    require(override.is_add() or key in (*known, *LATER), key, "a key of the run's config", "an unknown one", remedy)
     remedy = "use evaluation_steps" if key == "algorithm.inner_steps" else ""
     require(within(key, OVERRIDABLE), key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
     if key == "dataset.ways":
@@ -235,12 +215,7 @@ def _load_metrics(folder: Path) -> Metrics:
     file = folder / "metrics.json"
     remedy = "train.py writes it last; train the run to its end"
     require(file.is_file(), str(folder), "a finished run, with metrics.json", "an unfinished one", remedy)
-    try:
-        metrics = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file}: expected the metrics of a run, got {one_line(error)}") from error
-    require(isinstance(metrics, dict), str(file), "the metrics of a run", type(metrics).__name__)
-    return metrics
+    return read_metrics(file)
 
 
 def _fill(learner: Learner, state: dict[str, Tensor], file: Path) -> None:
@@ -258,22 +233,19 @@ def refits(overrides: Sequence[str]) -> bool:
     return any(within(override.lstrip("+").partition("=")[0], REFITTED) for override in overrides)
 
 
+def keeps(overrides: Sequence[str]) -> bool:
+    """Whether what is fitted under ``overrides`` is the run's own, to be served whenever it is restored."""
+    return all(within(override.lstrip("+").partition("=")[0], HARMLESS) for override in overrides)
+
+
 def _take_calibration(learner: Learner, folder: Path) -> None:
     """Take what was fitted after training; of a run of an earlier version its tuned tau, for all predictives."""
-    file = folder / CALIBRATION
-    if file.is_file():
+    if (file := folder / CALIBRATION).is_file():
         try:
-            found = Calibration(**json.loads(file.read_text()))
-            finite = all(0 < float(v) < inf for values in found.values.values() for v in values.values())
-            served = found.hyper(learner) if finite else {}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}: expected the values of a calibration, got {one_line(error)}") from error
-        require(finite, str(file), "values > 0", "others")
-        learner.served = served
+            Calibration.read(folder).serve(learner)
+        except KeyError as error:
+            raise ValueError(f"{file}: expected values that the run leaves free, got {one_line(error)}") from error
     if (file := folder / TUNED).is_file():
-        try:
-            tau = json.loads(file.read_text())["prior_precision"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: expected a tuned prior_precision, got {one_line(error)}") from error
+        tau = read_json(file, "a tuned prior_precision").get("prior_precision", 0)
         require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
         learner.set_prior_precision(tau)

@@ -1,7 +1,7 @@
 """A run's config as it stands in its folder, ``config.yaml``: resolved, with the format of the folder in front.
 
-It names classes by their modules. A config that an earlier version wrote is read with the names of today, so that its
-run is restored, goes on and is compared as any other: whoever reads a saved config reads it here.
+It names classes by their modules. A config that an earlier version wrote is read with the names and keys of today, so
+that its run is restored, goes on and is compared as any other: whoever reads a saved config reads it here.
 """
 
 import io
@@ -27,11 +27,16 @@ RENAMED = {  # what earlier versions named, and what it is called today
     "pytorch_lightning.callbacks.ModelCheckpoint": "meta_exp.training.checkpoints.Best",
     "pytorch_lightning.loggers.WandbLogger": "meta_exp.training.loggers.WandB",
 }
+ADDED = {  # keys that earlier versions did not have, by class, and what they did
+    "meta_exp.models.Conv4": {"activation": "relu"},
+    "meta_exp.models.MLP": {"activation": "relu"},
+}
 
 
 def snapshot(cfg: DictConfig) -> str:
-    """Return the text of ``config.yaml`` for a resolved config."""
-    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(cfg, resolve=True)
+    """Return the text of ``config.yaml`` for a resolved config; whom its user trusted is not its to say."""
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "trust"])
+    return f"format: {FORMAT}\n" + OmegaConf.to_yaml(kept, resolve=True)
 
 
 def read_config(file: Path) -> DictConfig:
@@ -82,13 +87,14 @@ def _load(file: Path, expected: str) -> DictConfig | ListConfig:
 
 
 def _renamed(node: Any) -> Any:
-    """Return ``node`` with today's name for each class that it names."""
+    """Return ``node`` with today's name for each class that it names, and with the keys that it has today."""
     if isinstance(node, list):
         return [_renamed(part) for part in node]
     if not isinstance(node, dict):
         return node
     target = {"_target_": _today(node["_target_"])} if "_target_" in node else {}
-    return {key: _renamed(part) for key, part in node.items()} | target
+    added = ADDED.get(target["_target_"], {}) if isinstance(target.get("_target_"), str) else {}
+    return added | {key: _renamed(part) for key, part in node.items()} | target
 
 
 def _today(name: Any) -> Any:

@@ -5,15 +5,18 @@ Training's last step and a later evaluation both call this, so that the same wei
 
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 from torch.utils._pytree import tree_map_only
 
 from meta_exp.scoring.metrics import defined, expected_calibration_error
 from meta_exp.scoring.task import Scores
+from meta_exp.scoring.yardstick import score, with_regret, yardstick
 from meta_exp.tasks.foreign import draw_with_foreign
 from meta_exp.tasks.stream import EVALUATION_BATCH, TaskFamily
 from meta_exp.training.learner import Learner
@@ -25,17 +28,21 @@ def score_tasks(
 ) -> Scores:
     """Score ``learner`` on the first ``tasks`` test tasks, the same for every run; all of it stays on ``device``.
 
-    ``advance`` is told the number of tasks done after each batch. Returns scores on the CPU.
+    Where the family has an exact predictor, that is scored beside it. ``advance`` is told the number of tasks done
+    after each batch. Returns scores on the CPU.
     """
     learner.to(device).eval()
     family.to(device)
     each: dict[str, list[Tensor]] = defaultdict(list)
     pooled: dict[str, Tensor] = {}
+    optimal = yardstick(family)
     for k, start in enumerate(range(0, tasks, EVALUATION_BATCH)):
         stop = min(start + EVALUATION_BATCH, tasks)
         drawn = draw_with_foreign(family, "test", start, stop)
         episodes, foreign = tree_map_only(Tensor, lambda value: value.to(device), drawn)
         scores = learner.evaluate(episodes, learner.evaluation_steps, learner.predictives, seed=k, foreign=foreign)
+        if optimal:
+            scores = with_regret(scores, vmap(partial(score, optimal))(episodes))
         for name, value in scores.each.items():
             each[name].append(value.cpu())
         for name, value in scores.pooled.items():

@@ -8,11 +8,9 @@ made_by.jsonl  commit and versions, by part  .lock                  held by the 
 metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
 """
 
-import json
 import logging
 import os
 from contextlib import nullcontext
-from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -26,17 +24,22 @@ from rich.table import Table
 
 from meta_exp import terminal
 from meta_exp.algorithms import LLAMA
-from meta_exp.files import write_json, write_whole
+from meta_exp.files import read_json, write_json, write_whole
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
-from meta_exp.runs.calibration import CALIBRATION, calibrate
+from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import score_tasks, summarize
+from meta_exp.scoring.yardstick import BAYES
 from meta_exp.training.allocator import keep_freed_memory
+from meta_exp.training.checkpoints import read_checkpoint
+from meta_exp.training.data import fresh_batches
+from meta_exp.training.learning_curve import mend_curve
 
 SERVED_NLL = "validation/served_nll"  # in metrics.json
+CHUNK_SIZE = "chunk_size"  # there too, where a trial has found it
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
@@ -69,9 +72,14 @@ def _set_environment(cfg: DictConfig) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # else wandb looks up the host of its own telemetry
 
 
+def read_metrics(file: Path) -> Metrics:
+    """Return the result of a finished run, its ``metrics.json``; raises ValueError where it is damaged."""
+    return read_json(file, "the metrics of a run", "remove it, and the command that trained the run writes it anew")
+
+
 def criterion(metrics: Metrics) -> float:
     """Return what a search goes by, on validation tasks: the calibrated NLL of what is served, or else the loss."""
-    value = metrics.get(SERVED_NLL, metrics["validation/loss"])
+    value = metrics.get(SERVED_NLL, metrics.get("validation/loss"))
     return inf if value is None or value != value else float(value)
 
 
@@ -88,7 +96,7 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     result = folder / "metrics.json"
     if result.exists():
         log.info("finished already, skipped: %s", folder)
-        return criterion(json.loads(result.read_text()))
+        return criterion(read_metrics(result))
     if run.trainer.is_global_zero:
         write_whole(folder / "config.yaml", config)
         if HydraConfig.initialized():
@@ -97,9 +105,11 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
     last = folder / "last.ckpt"
-    step = torch.load(last, weights_only=True)["global_step"] if last.exists() else 0
+    step = read_checkpoint(last)["global_step"] if last.exists() else 0
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
+        if run.trainer.is_global_zero:
+            mend_curve(folder / "curves.csv", step)
     if run.trainer.is_global_zero and (changed := note_part(folder, step)):
         log.warning("continued under other code or packages, so not bit by bit: %s", "; ".join(changed))
     finished = False
@@ -108,6 +118,12 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         loss = _train(cfg, run, folder, last if step else None)
         finished = True
         return loss
+    except (KeyboardInterrupt, SystemExit):
+        if result.exists():
+            log.info("the run is done, only pictures may be missing: %s", result)
+        elif run.trainer.global_step >= cfg.trainer.max_steps:
+            log.info("the training is done; the same command tests it: %s", folder)
+        raise
     finally:
         run.recorder.close(exit_code=0 if finished else 1)
 
@@ -126,13 +142,14 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     assert run.best.loss is not None
     if not trainer.is_global_zero:
         return run.best.loss
-    best = torch.load(folder / "best.ckpt", weights_only=True)
+    best = read_checkpoint(folder / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
     fitted: Metrics = {}
     if cfg.calibrate:
-        calibration = calibrate(learner, run.stream.val_dataloader())
-        write_json(folder / CALIBRATION, asdict(calibration))
-        learner.served = calibration.hyper(learner)
+        fresh = fresh_batches(run.family, run.stream.conformal_tasks)
+        calibration = calibrate(learner, run.stream.val_dataloader(), fresh)
+        calibration.write(folder)
+        calibration.serve(learner)
         fitted = {f"calibration/{kind}/{n}": v for kind, found in calibration.values.items() for n, v in found.items()}
         served = [kind for kind in learner.algorithm.predictives if kind in learner.predictives][-1]
         fitted[SERVED_NLL] = calibration.nll[served]
@@ -151,6 +168,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         **scores,
         **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
+        **({CHUNK_SIZE: learner.gradient.chunk_size} if cfg.get(CHUNK_SIZE) == "auto" else {}),
         **fitted,
         "train/tasks_per_second": run.progress.tasks_seen / run.progress.training_s,
         "time/train_s": run.progress.training_s,
@@ -168,23 +186,29 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
 
 
 def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
-    """Print the result of a run: each predictive's metric and NLL, and the metric by number of inner steps."""
+    """Print the result of a run: each predictive's metric and NLL, and the metric by number of inner steps.
+
+    Where the family has an exact predictor, its own row and what each lacks beside it are there too.
+    """
 
     def cell(name: str) -> str:
-        return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}"
+        known = f"test/{name}" in metrics
+        return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}" if known else ""
 
     title = terminal.cell(
         f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} test tasks"
     )
-    table = Table("predictive", metric, "NLL per point", title=title, title_justify="left")
-    for kind in predictives:
-        table.add_row(kind, cell(f"{kind}/{metric}"), cell(f"{kind}/nll"))
+    best = [BAYES] if f"test/{BAYES}/nll" in metrics else []
+    columns = {metric: metric, "nll": "NLL per point"} | ({"regret": "regret"} if best else {})
+    table = Table("predictive", *columns.values(), title=title, title_justify="left")
+    for kind in [*predictives, *best]:
+        table.add_row(kind, *(cell(f"{kind}/{score}") for score in columns))
     table.add_section()
     for name in metrics:
         prefix = f"test/map/{metric}_step_"
         if name.startswith(prefix) and not name.endswith("_ci95"):
             steps = name.removeprefix(prefix)
-            table.add_row(f"map after {steps} step{'s' * (steps != '1')}", cell(name.removeprefix("test/")), "")
+            table.add_row(f"map after {steps} step{'s' * (steps != '1')}", cell(name.removeprefix("test/")))
     Console().print(table)
 
 

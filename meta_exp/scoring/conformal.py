@@ -16,6 +16,10 @@ depend on each other as they like. Then for one point of the task that is not am
 on average over tasks, points and calibration sets. It is not a statement about one task, nor about one place x, nor
 about all points of a task at once; with one calibration set, coverage scatters around it (``deviation``). Exchangeable
 are tasks that come from one distribution and played no part in training, choice of the checkpoint or calibration.
+
+    conformal_coverage_q    share of a task's dimensions inside the interval, or of its points whose class is in the set
+    conformal_width_q       mean width of its intervals, in the units of y
+    conformal_size_q        mean number of classes in its sets, empty ones included
 """
 
 from collections.abc import Sequence
@@ -26,6 +30,9 @@ import torch
 from torch import Tensor
 
 from meta_exp.config.checks import require
+from meta_exp.likelihoods.predictive import COVERAGE_LEVELS, ClassPredictive, NumberPredictive, Predictive
+
+STEPS = 1000  # levels at which a threshold is kept
 
 
 def residual_scores(mean: Tensor, std: Tensor, y: Tensor) -> Tensor:
@@ -42,16 +49,24 @@ def class_scores(probabilities: Tensor) -> Tensor:
     return probabilities.double() @ others
 
 
+def nonconformity(predictive: Predictive, y: Tensor) -> Tensor:
+    """Return the scores of one task's targets, one for each point, [M], or for each dimension of each, [M d]."""
+    if isinstance(predictive, ClassPredictive):
+        return class_scores(predictive.probabilities).gather(-1, y[:, None])[:, 0]
+    assert isinstance(predictive, NumberPredictive)
+    return residual_scores(predictive.mean, predictive.variance.sqrt(), y).flatten()
+
+
 @dataclass(frozen=True)
 class Conformal:
-    """The calibration scores in ascending order, of ``tasks`` tasks with ``points`` scores each: a record for JSON.
+    """Thresholds at the levels 1/1000, 2/1000, ..., of ``tasks`` tasks with ``points`` scores each: for JSON.
 
-    Scores that are not finite are counted, but not kept: they are the largest. No level loses accuracy.
+    They end where they are infinite. A level between two is rounded up, which adds less than 0.001 to its coverage.
     """
 
     tasks: int
     points: int
-    scores: Sequence[float]
+    thresholds: Sequence[float]
 
     def threshold(self, level: float) -> float:
         """Return the score that a new point stays below with probability ``level``; infinite where tasks are too few.
@@ -60,8 +75,8 @@ class Conformal:
             ValueError: unless 0 < level < 1.
         """
         require(0 < level < 1, "level", "a probability between 0 and 1", level)
-        rank = ceil(level * (self.tasks + 1) * self.points - 1e-9)  # level is a decimal that float64 rounds
-        return self.scores[rank - 1] if rank <= len(self.scores) else inf
+        step = ceil(level * STEPS - 1e-9)  # level is a decimal that float64 rounds
+        return self.thresholds[step - 1] if step <= len(self.thresholds) else inf
 
     def interval(self, mean: Tensor, std: Tensor, level: float) -> tuple[Tensor, Tensor]:
         """Return the lower and upper end, of the shape of ``mean`` and ``std``; infinite where the threshold is."""
@@ -78,12 +93,27 @@ class Conformal:
         likeliest = torch.nn.functional.one_hot(probabilities.argmax(-1), probabilities.shape[-1]).bool()
         return inside if empty else inside | likeliest
 
+    def scores(self, predictive: Predictive, y: Tensor) -> dict[str, Tensor]:
+        """Return one task's coverage and width, or set size, at each of ``COVERAGE_LEVELS``."""
+        score = nonconformity(predictive, y)
+        found: dict[str, Tensor] = {}
+        for q in COVERAGE_LEVELS:
+            found[f"conformal_coverage_{q}"] = (score <= self.threshold(q / 100)).double().mean()
+            if isinstance(predictive, ClassPredictive):
+                inside = self.prediction_set(predictive.probabilities, q / 100, empty=True)
+                found[f"conformal_size_{q}"] = inside.double().sum(-1).mean()
+            elif isinstance(predictive, NumberPredictive):
+                low, high = self.interval(predictive.mean, predictive.variance.sqrt(), q / 100)
+                found[f"conformal_width_{q}"] = (high - low).mean()
+        return found
+
 
 def fit(scores: Tensor) -> Conformal:
-    """Keep the scores [tasks, points] of the calibration tasks; NaN, of a task that failed, counts as infinite."""
+    """Return the thresholds of calibration scores [tasks, points]; NaN, of a task that failed, counts as infinite."""
     tasks, points = scores.shape
-    ascending = scores[scores.isfinite()].double().sort().values
-    return Conformal(tasks, points, ascending.tolist())
+    ascending = scores[scores.isfinite()].double().sort().values.tolist()
+    ranks = (-(-step * (tasks + 1) * points // STEPS) for step in range(1, STEPS))
+    return Conformal(tasks, points, [ascending[rank - 1] for rank in ranks if rank <= len(ascending)])
 
 
 def deviation(scores: Tensor, level: float) -> float:

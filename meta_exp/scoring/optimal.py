@@ -147,15 +147,14 @@ class OptimalPredictive(NumberPredictive):
 
 def optimal_predictive(
     family: CurveTasks, support: Examples, x: Tensor, panels: int | None = None
-) -> OptimalPredictive | None:
-    """Return the exact predictive of one task's outputs at ``x`` [M, 1], or None where there is none.
+) -> OptimalPredictive:
+    """Return the exact predictive of one task's outputs at ``x`` [M, 1], for a family with a ``prior()`` and noise.
 
-    A family that has no ``prior()`` has none, and without noise there is no density. ``panels`` of six nodes, for each
-    nonlinear parameter, are chosen by the noise and by the number of points where none are given.
+    ``panels`` of six nodes, for each nonlinear parameter, are chosen by the noise and by the number of points where
+    none are given.
     """
     prior = family.prior()
-    if prior is None or family.noise == 0:
-        return None
+    assert prior is not None
     seen, y, asked = support.x[:, 0].double(), support.y[:, 0].double(), x[:, 0].double()
 
     def evidence(u: Tensor) -> Tensor:

@@ -11,11 +11,15 @@ from torch import Tensor
 
 from meta_exp.adaptation import Meta, Noise, adapt, path
 from meta_exp.algorithms import Algorithm
+from meta_exp.config.checks import require
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods.predictive import Predictive
 from meta_exp.scoring import metrics
+from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.foreign import Foreign, beyond_support
+
+Score = Callable[[Predictive, Tensor], Tensor]  # of a task's predictive and targets [M]; a scalar
 
 
 class Scores(NamedTuple):
@@ -35,12 +39,15 @@ def evaluate(
     steps: int,
     predictives: Sequence[str],
     served: Mapping[str, Hyper] | None = None,
+    own: Mapping[str, Score] | None = None,
+    conformal: Mapping[str, Conformal] | None = None,
 ) -> Scores:
     """Adapt one task by ``steps`` steps and score its query set.
 
     ``served`` holds the values that a predictive was calibrated to, in place of those of ``meta``; its scores as
-    trained are then there too, with ``_raw`` behind their names. Classes need ``foreign`` images for the AUROC of
-    telling them from the task's own; without them it is left out.
+    trained are then there too, with ``_raw`` behind their names. ``conformal`` holds the thresholds of a predictive,
+    whose coverage and width or set size are then scored. Classes need ``foreign`` images for the AUROC of telling them
+    from the task's own; without them it is left out. ``own`` are further scores of predictives, by name.
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
@@ -82,18 +89,33 @@ def evaluate(
         here = meta
         if served and kind in served:
             raw = predictive_of(kind, meta)(query.x)
-            each |= {f"{kind}/{name}_raw": value for name, value in raw.scores(query.y).items()}
+            each |= {f"{kind}/{name}_raw": value for name, value in _scores(raw, query.y, own).items()}
             pooled |= {f"{kind}/{name}_raw": value for name, value in raw.histograms(query.y).items()}
             here = meta._replace(hyper=meta.hyper | served[kind])
         predict = predictive_of(kind, here)
         predictive = predict(query.x)
-        scores, histograms = predictive.scores(query.y), predictive.histograms(query.y)
+        scores, histograms = _scores(predictive, query.y, own), predictive.histograms(query.y)
         doubt = predictive.uncertainty()
         if likelihood.targets != "classes":
             scores["auroc"] = metrics.auroc(doubt, beyond_support(episode))
         elif foreign is not None:
             detection = metrics.foreign_detection(doubt, predict(foreign.x).uncertainty(), foreign.foreign)
             scores["auroc"], histograms["entropy"] = detection
+        if conformal and kind in conformal:
+            scores |= conformal[kind].scores(predictive, query.y)
         each |= {f"{kind}/{name}": value for name, value in scores.items()}
         pooled |= {f"{kind}/{name}": value for name, value in histograms.items()}
     return Scores(each, pooled)
+
+
+def _scores(predictive: Predictive, y: Tensor, own: Mapping[str, Score] | None) -> dict[str, Tensor]:
+    """Return the predictive's own scores and those of ``own``."""
+    scores = predictive.scores(y)
+    for name, score in (own or {}).items():
+        require(name not in scores and name != "auroc", f"scores.{name}", "a name of its own", "one that is taken")
+        value = score(predictive, y)
+        scalar = isinstance(value, Tensor) and value.ndim == 0
+        got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        require(scalar, f"scores.{name}", "a tensor without dimensions, for a task", got)
+        scores[name] = value
+    return scores

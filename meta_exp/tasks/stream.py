@@ -18,6 +18,7 @@ from meta_exp.tasks.episode import Episode
 SPLITS = ("train", "validation", "test")
 FIXED = len(SPLITS)  # stands for the split in the keys of a finite number of training tasks
 EVALUATION_SEED = 0
+FRESH = 2  # rank of tasks by which nothing was chosen; 0 is that of the tasks themselves, 1 of points foreign to them
 EVALUATION_BATCH = 10  # tasks at once in validation and test; bounds the memory of predictive draws
 
 
@@ -60,9 +61,9 @@ def draw_batch(family: TaskFamily, seed: int, split: str, k: int, num_tasks: int
     return stack([family.draw(split, _generator(seed, FIXED, int(i)), 1) for i in chosen])
 
 
-def draw_tasks(family: TaskFamily, split: str, start: int, stop: int) -> Episode:
-    """Draw the evaluation tasks start .. stop-1 of a split, the same for every run."""
-    return stack([family.draw(split, evaluation_generator(split, k), 1) for k in range(start, stop)])
+def draw_tasks(family: TaskFamily, split: str, start: int, stop: int, rank: int = 0) -> Episode:
+    """Draw the evaluation tasks start .. stop-1 of a split, the same for every run; at another rank, other ones."""
+    return stack([family.draw(split, evaluation_generator(split, k, rank), 1) for k in range(start, stop)])
 
 
 def evaluation_generator(split: str, k: int, rank: int = 0) -> np.random.Generator:

@@ -3,11 +3,15 @@
 A checkpoint stands between two steps, with the validation that was due, and is written under another name, flushed to
 the disk and then renamed: whenever a process dies, ``last.ckpt`` is a whole one, and a run continued from it retraces
 the steps of an undisturbed one bit by bit. Signals are heeded between two steps: the run is saved there, and then the
-handler that was found before the training decides. On the command line SIGTERM and SIGINT end with exit code 128 +
-signal; in a job of SLURM submitit's handlers ignore SIGTERM, which may come first, and queue the job again on SIGUSR2.
+handler that was found before the training decides. A step that takes longer than GRACE_S, as the first one does where
+it compiles, or a long validation is not waited for: the run then ends from the checkpoint before. On the command line
+SIGTERM and SIGINT end with exit code 128 + signal; in a job of SLURM submitit's handlers ignore SIGTERM, which may come
+first, and queue the job again on SIGUSR2.
 """
 
+import io
 import logging
+import os
 import signal
 import threading
 import time
@@ -22,13 +26,14 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
-from meta_exp.config.checks import require
+from meta_exp.config.checks import one_line, require
 from meta_exp.files import replacing
 from meta_exp.training import lightning
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HANDED_ON = (*SIGNALS, signal.SIGUSR2)  # where somebody handles them
+GRACE_S = 5.0  # that a signal leaves a step to end in
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -36,8 +41,22 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint`` beside ``path``, flush it and rename it."""
+        whole = io.BytesIO()  # PyTorch's own writer hides what a disk says, that it is full
+        torch.save(checkpoint, whole)
         with replacing(Path(path), "wb") as stream:
-            torch.save(checkpoint, stream)
+            stream.write(whole.getbuffer())
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """Return a checkpoint that this run has written; raises ValueError where it is damaged."""
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        return {"global_step": checkpoint["global_step"], **checkpoint}
+    except OSError:
+        raise
+    except Exception as error:  # a damaged archive can provoke anything
+        remedy = "remove last.ckpt and best.ckpt, and the same command begins the run anew"
+        raise ValueError(f"{file}: expected a whole checkpoint, got {one_line(error)[:200]}; {remedy}") from error
 
 
 class Best(Checkpoint):
@@ -95,6 +114,7 @@ class Last(Checkpoint):
         self.saved_at = 0.0
         self.signals: list[int] = []  # that came since the last step
         self.handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}  # from before the training
+        self.training = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note who handles signals, before Lightning does; Python's own for Ctrl-C would not reach our caller."""
@@ -106,7 +126,7 @@ class Last(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock and heed signals; the trainer puts the handlers back that it found."""
-        self.saved_at = time.monotonic()
+        self.saved_at, self.training = time.monotonic(), True
         if threading.current_thread() is threading.main_thread():
             for number in {*SIGNALS, *self.handlers}:
                 signal.signal(number, self._heed)
@@ -137,15 +157,31 @@ class Last(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, and end here if a signal came during it."""
+        self.training = False
         trainer.save_checkpoint(self.file)
         for number in self.signals:
             self._hand_on(number)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ask nobody a second time."""
+        self.training = False
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         if number in self.signals:  # asked twice: at once, from the last checkpoint
             self._hand_on(number)
         else:
             self.signals.append(number)
+            threading.Thread(target=self._limit_step, args=(number,), daemon=True).start()
+
+    def _limit_step(self, number: int) -> None:
+        """Say that a signal came, and ask a second time if the step is not over after GRACE_S."""
+        name = signal.Signals(number).name
+        log.info("%s came: saving after this step, which has %.0f s", name, GRACE_S)
+        time.sleep(GRACE_S)
+        if self.training and number in self.signals:
+            saved = "from last.ckpt the same command continues" if self.file.exists() else "nothing is saved yet"
+            log.info("%s: this step takes longer and is not waited for; %s", name, saved)
+            os.kill(os.getpid(), number)
 
     def _hand_on(self, number: int) -> None:
         """Leave to the earlier handler whether the run ends; where there is none, it does."""

@@ -10,23 +10,33 @@ from torch.utils._pytree import tree_map
 
 from meta_exp.config.checks import require
 from meta_exp.tasks.episode import Episode
-from meta_exp.tasks.stream import EVALUATION_BATCH, TaskFamily, draw_batch, draw_tasks
+from meta_exp.tasks.stream import EVALUATION_BATCH, FRESH, TaskFamily, draw_batch, draw_tasks
+
+CONFORMAL_TASKS = 1000
 
 
 class TaskStream(LightningDataModule):
     """Training meta-batches from the trainer's step on, and fixed validation tasks; ``scores`` draws the test tasks."""
 
     def __init__(
-        self, family: TaskFamily, seed: int, validation_tasks: int, test_tasks: int, num_tasks: int | None = None
+        self,
+        family: TaskFamily,
+        seed: int,
+        validation_tasks: int,
+        test_tasks: int,
+        num_tasks: int | None = None,
+        conformal_tasks: int = CONFORMAL_TASKS,
     ) -> None:
         require(seed >= 0, "seed", "an integer >= 0", seed)
         require(validation_tasks >= 1, "validation_tasks", "at least 1", validation_tasks)
         require(test_tasks >= 2, "test_tasks", "at least 2, for an interval", test_tasks)
+        require(conformal_tasks >= 1, "conformal_tasks", "at least 1", conformal_tasks)
         require(num_tasks is None or num_tasks >= 1, "num_tasks", "null, for new tasks without end, or >= 1", num_tasks)
         super().__init__()
         self.family = family
         self.seed = seed
         self.num_tasks = num_tasks
+        self.conformal_tasks = conformal_tasks
         self._validation = EvaluationBatches(family, "validation", validation_tasks)
 
     def setup(self, stage: str) -> None:
@@ -57,11 +67,18 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Episode]:
         if not self._drawn:
-            ranges = (
-                (start, min(start + EVALUATION_BATCH, self.tasks)) for start in range(0, self.tasks, EVALUATION_BATCH)
-            )
-            self._drawn = [draw_tasks(self.family, self.split, start, stop) for start, stop in ranges]
+            self._drawn = [draw_tasks(self.family, self.split, *places) for places in _ranges(self.tasks)]
         return iter(self._drawn)
+
+
+def fresh_batches(family: TaskFamily, tasks: int) -> Iterator[Episode]:
+    """Draw tasks of the validation split by which nothing was chosen, batch by batch: they are many, and asked once."""
+    for start, stop in _ranges(tasks, 10 * EVALUATION_BATCH):
+        yield draw_tasks(family, "validation", start, stop, FRESH)
+
+
+def _ranges(tasks: int, batch: int = EVALUATION_BATCH) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + batch, tasks)) for start in range(0, tasks, batch))
 
 
 class TrainingBatches:

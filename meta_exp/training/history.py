@@ -1,6 +1,7 @@
 """Everything a run has logged, ``history.jsonl``: a line of scores at a step, from which any dashboard can be written.
 
-The line of a crash is cut, and where a run goes on from a checkpoint, so is what was logged after it.
+The line of a crash is cut, with what stands behind it, and where a run goes on from a checkpoint, so is what was logged
+after it.
 """
 
 import json
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from meta_exp.files import write_whole
+from meta_exp.files import naming, write_whole
 
 STEP, TASKS = "step", "tasks_seen"
 Row = dict[str, Any]
@@ -24,16 +25,19 @@ class History:
 
     def add(self, scores: Mapping[str, float], step: int) -> None:
         """Add what was logged at ``step``."""
-        with self.file.open("a") as stream:
+        with naming(self.file), self.file.open("a") as stream:
             stream.write(json.dumps({STEP: step} | dict(scores)) + "\n")
 
 
 def read_history(file: Path) -> list[Row]:
     """Return the rows of ``history.jsonl``, none where there is no such file."""
-    rows = []
-    for line in file.read_text().splitlines() if file.exists() else ():
+    rows: list[Row] = []
+    for line in file.read_bytes().splitlines() if file.exists() else ():
         try:
-            rows.append(json.loads(line))
-        except ValueError:  # cut short
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # cut short, or damaged
             break
+        if not isinstance(row, dict) or not isinstance(row.get(STEP), int):
+            break
+        rows.append(row)
     return rows

@@ -5,7 +5,7 @@ clipping, accumulation and data-parallel reduction work as they do for any Light
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -14,19 +14,22 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.func import vmap
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 
-from meta_exp.adaptation import Meta, Noise, Params, adapt
+from meta_exp.adaptation import Meta, Noise, Params, adapt, whole_path
 from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import require
 from meta_exp.curvature import Posterior
 from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
+from meta_exp.scoring.conformal import Conformal
 from meta_exp.scoring.metrics import defined
-from meta_exp.scoring.task import Scores, evaluate
+from meta_exp.scoring.task import Score, Scores, evaluate
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.foreign import Foreign
 from meta_exp.training.meta_gradient import MetaGradient
+from meta_exp.training.schedule import Cosine
 
 log = logging.getLogger(__name__)
 COLLAPSE = 0.01  # of the log det, above its floor
@@ -47,6 +50,7 @@ class Learner(LightningModule):
     Args:
         algorithm: gives a task's objective and adapts to a task; its model's parameters are theta.
         optimizer: maps parameters to an optimizer.
+        schedule: of the optimizer's learning rates; None for constant ones.
         evaluation_steps: inner steps in validation and test; none where training takes none.
         predictives: which of map, sample, linearized to score; those that the algorithm does not offer are left out.
         samples: posterior draws for the predictives that need them.
@@ -62,6 +66,7 @@ class Learner(LightningModule):
         algorithm: Algorithm,
         optimizer: Callable[[Any], torch.optim.Optimizer],
         *,
+        schedule: Cosine | None = None,
         evaluation_steps: int = 10,
         predictives: Sequence[str] = KINDS,
         samples: int = 30,
@@ -69,6 +74,7 @@ class Learner(LightningModule):
         chunk_size: int | Literal["auto"] | None = None,
         compile: bool | Literal["auto"] = "auto",
         checkpoint_steps: bool = False,
+        scores: Mapping[str, Score] | None = None,
     ) -> None:
         require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
         require(samples >= 1, "samples", "at least 1", samples)
@@ -79,16 +85,19 @@ class Learner(LightningModule):
         self.model = algorithm.model
         self.algorithm = algorithm
         self.optimizer = optimizer
+        self.schedule = schedule
         # linearised at theta, as without inner steps, is not what it was trained for after some
         self.evaluation_steps = evaluation_steps if algorithm.inner_steps else 0
         self.predictives = [kind for kind in predictives if kind in algorithm.predictives]
         self.samples = samples
+        self.scores = dict(scores or {})
         self.hyper_lr = hyper_lr
         self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
         self.learned = algorithm.hyperparameters()
         self.hyper = nn.ParameterDict({_key(name): entry.start for name, entry in self.learned.items()})
         self._tuned: Hyper = {}
         self.served: dict[str, Hyper] = {}
+        self.conformal: dict[str, Conformal] = {}
         self._collapsed = False
         self._scores: list[dict[str, Tensor]] = []
 
@@ -133,7 +142,7 @@ class Learner(LightningModule):
         logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         # a look at the value waits for a GPU, so it is taken every step on the CPU only
         if logging_step or self.device.type == "cpu":
-            self._stop_if_not_finite(objective, norm, batch)
+            self._stop_if_not_finite(objective, norm, batch, noise)
         if logging_step:
             scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[]).each
             logs |= {name: score.sum() / tasks for name, score in scores.items() if name not in logs}
@@ -168,7 +177,8 @@ class Learner(LightningModule):
         """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         served = {kind: self.served[kind] for kind in predictives if kind in self.served}
-        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served)
+        score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served, own=self.scores)
+        score = partial(score, conformal=self.conformal)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
         in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
@@ -213,8 +223,8 @@ class Learner(LightningModule):
         )
 
     def on_fit_start(self) -> None:
-        """Forget a tuned tau, and make the meta-gradient ready for the run."""
-        self._tuned, self.served = {}, {}
+        """Forget what was fitted after training, and make the meta-gradient ready for the run."""
+        self._tuned, self.served, self.conformal = {}, {}, {}
         self.gradient.prepare(self.trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -237,12 +247,17 @@ class Learner(LightningModule):
         means = {f"validation/{name}": defined(name, value).mean() for name, value in scores.items()}
         self.log_dict(means, sync_dist=True)  # every process scores all the tasks, so that this changes nothing
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return the optimizer of theta and the learned hyper-parameters."""
-        if self.hyper_lr is None or not self.learned:
-            return self.optimizer(self.parameters())
-        hyper = {"params": list(self.hyper.values()), "lr": self.hyper_lr}
-        return self.optimizer([{"params": list(self.model.parameters())}, hyper])
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer of theta and the learned hyper-parameters, and the schedule of its rates, if any."""
+        groups: Any = self.parameters()
+        if self.hyper_lr is not None and self.learned:
+            hyper = {"params": list(self.hyper.values()), "lr": self.hyper_lr}
+            groups = [{"params": list(self.model.parameters())}, hyper]
+        optimizer = self.optimizer(groups)
+        if self.schedule is None:
+            return optimizer
+        factor = partial(self.schedule.factor, steps=self.trainer.max_steps)
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, factor), "interval": "step"}]
 
     def _warn_if_collapsed(self, scores: dict[str, Tensor]) -> None:
         """Say once that the outputs depend on nothing but their bias; the log det rewards that."""
@@ -258,18 +273,41 @@ class Learner(LightningModule):
                 log_det,
             )
 
-    def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode) -> None:
+    def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode, noise: Noise) -> None:
         # of all processes, so that none goes on and waits for one that stopped
         if bool(torch.isfinite(self.trainer.strategy.reduce(objective + norm, reduce_op="sum"))):
             return
         x, y = batch.support
+        reason, remedy = self._what_diverged(batch, noise)
         raise FloatingPointError(
-            f"step {self.global_step}: the objective is {objective.item():.4g}, its gradient norm {norm.item():.4g}; "
-            f"this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
-            f"[{y.min():.4g}, {y.max():.4g}]. The last good weights are in last.ckpt. "
-            "Try a smaller optimizer.lr or algorithm.inner_lr, trainer.gradient_clip_val=1, or a larger "
-            "curvature.prior_precision or likelihood.sigma_noise."
+            f"step {self.global_step}: the objective is {objective.item():.4g}, its gradient norm {norm.item():.4g}: "
+            f"{reason}; this meta-batch of {len(x)} tasks has x in [{x.min():.4g}, {x.max():.4g}] and y in "
+            f"[{y.min():.4g}, {y.max():.4g}]. The last good weights are in last.ckpt. Try {remedy}."
         )
+
+    @torch.no_grad()
+    def _what_diverged(self, batch: Episode, noise: Noise) -> tuple[str, str]:
+        """Return what of a step lost its numbers, and what helps: the outer loop, the inner one, or what follows.
+
+        The tasks' outputs along the path tell: those at theta itself are of the outer loop alone.
+        """
+        algorithm, meta = self.algorithm, self.meta()._replace(noise=noise)
+
+        def finite(meta: Meta, support: Examples) -> Tensor:
+            states = whole_path(algorithm, support, meta, algorithm.inner_steps)
+            return torch.stack([algorithm.network(params, support.x).isfinite().all() for params in states])
+
+        shared = Meta(None, None, None if noise is None else 0, None)  # type: ignore[arg-type]
+        whole = vmap(finite, (shared, 0), chunk_size=self.gradient.at_once)(meta, batch.support).all(0).tolist()
+        outer = "a smaller optimizer.lr"
+        if not whole[0]:
+            return "the outputs at the meta-parameters are not finite", f"{outer} or trainer.gradient_clip_val=1"
+        if not all(whole):
+            reason = f"the inner loop diverges, in step {whole.index(False)} of {algorithm.inner_steps}"
+            inner = "a smaller algorithm.inner_lr, fewer algorithm.inner_steps or a larger likelihood.sigma_noise"
+            return reason, inner + (f"; or {outer}, where it began with the training" if self.global_step else "")
+        remedy = "a larger curvature.prior_precision or likelihood.sigma_noise, a smaller algorithm.inner_lr"
+        return "the inner loop is finite, what follows it is not", f"{remedy} or {outer}"
 
 
 def _key(name: str) -> str:

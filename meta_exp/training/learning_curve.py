@@ -1,16 +1,22 @@
 """The learning curve of a run, ``curves.csv``: a row of validation scores at each validation.
 
-Written whole each time, so that a run continued from a checkpoint goes on where the checkpoint stands.
+Written whole each time, so that a run continued from a checkpoint goes on where the checkpoint stands. What is lost of
+it stands in the history beside it, and is written anew from there.
 """
 
 import csv
+from contextlib import suppress
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from meta_exp.config.checks import one_line
 from meta_exp.files import replacing
+from meta_exp.training.history import STEP, read_history
 
 PREFIX = "validation/"
+HISTORY = "history.jsonl"
+Row = dict[str, str]
 
 
 class LearningCurve(Callback):
@@ -18,36 +24,64 @@ class LearningCurve(Callback):
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.rows: list[dict[str, str]] = []
+        self.rows: list[Row] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of an earlier part of this run."""
-        self.rows = [row for row in _read(self.file) if float(row["step"]) <= trainer.global_step]
+        self.rows = [row for row in _read(self.file) if float(row[STEP]) <= trainer.global_step]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row."""
         if trainer.global_rank:
             return
         scores = {k: repr(float(v)) for k, v in trainer.callback_metrics.items() if k.startswith(PREFIX)}
-        self.rows.append({"step": str(trainer.global_step)} | scores)
-        with replacing(self.file) as stream:
-            writer = csv.DictWriter(stream, list(self.rows[-1]), extrasaction="ignore", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
+        self.rows.append({STEP: str(trainer.global_step)} | scores)
+        _write(self.file, self.rows)
+
+
+def mend_curve(file: Path, step: int) -> None:
+    """Write ``file`` up to ``step`` anew, of the history beside it, and of its own rows that are not there."""
+    found: dict[float, Row] = {}
+    with suppress(ValueError, KeyError, TypeError, csv.Error):  # damaged: the history has it all
+        found = {float(row[STEP]): row for row in _read(file)}
+    found |= {float(row[STEP]): row for row in _from_history(file)}
+    if rows := [found[number] for number in sorted(found) if number <= step]:
+        _write(file, rows)
 
 
 def read_curve(file: Path) -> dict[str, list[float]]:
-    """Return the columns of ``curves.csv``, or none where a run has no such file.
+    """Return the columns of ``curves.csv``, those of the history where it is lost, or none where that is too.
 
     Raises:
-        ValueError: a cell is not a number.
+        ValueError: it is damaged.
     """
-    rows = _read(file)
-    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else {})}
+    try:
+        rows = _read(file) or _from_history(file)
+        return {name: [float(row[name] or "nan") for row in rows] for name in ([STEP, *rows[0]] if rows else ())}
+    except (ValueError, KeyError, TypeError, csv.Error) as error:
+        remedy = "remove it: its rows stand in history.jsonl too"
+        raise ValueError(f"{file}: expected numbers by step, got {one_line(error)}; {remedy}") from error
 
 
-def _read(file: Path) -> list[dict[str, str]]:
+def _write(file: Path, rows: list[Row]) -> None:
+    with replacing(file) as stream:
+        writer = csv.DictWriter(stream, list(rows[-1]), extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _read(file: Path) -> list[Row]:
     if not file.exists():
         return []
-    with file.open(newline="") as stream:
+    with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
+
+
+def _from_history(file: Path) -> list[Row]:
+    """Return the rows that the history beside ``file`` has, as they would stand in it."""
+    found = []
+    for row in read_history(file.with_name(HISTORY)):
+        scores = {name: repr(float(v)) for name, v in row.items() if name.startswith(PREFIX) and v is not None}
+        if scores:
+            found.append({STEP: str(row[STEP])} | scores)
+    return found

@@ -36,7 +36,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 
 from meta_exp.adaptation import Meta, Params, whole_path
 from meta_exp.algorithms import Algorithm, Logs
-from meta_exp.config.checks import require
+from meta_exp.config.checks import is_out_of_memory, require
 from meta_exp.hyper import Hyper
 from meta_exp.tasks.episode import Episode
 
@@ -206,7 +206,9 @@ class MetaGradient:
         for size in [*(2**k for k in range(count.bit_length()) if 2**k < count), count]:
             try:
                 a_task = min(_seconds(self._eager, *_tasks(meta, episodes, 0, size), size) for _ in range(3))
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
                 break
             if a_task / size < seconds:
                 best, seconds = size, a_task / size
@@ -243,6 +245,8 @@ class MetaGradient:
         try:
             return self._compile_first(meta, episodes, tasks)
         except Exception as error:  # whatever a compiler that is missing or broken raises
+            if is_out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             log.warning("torch.compile is not available here (%s); training goes on without it", reason)
             self._of_chunk = self._eager

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -42,10 +43,15 @@ def llama(model, shape, likelihood, structure=GGN, tau=0.3, learned=False, **set
     return LLAMA(model=model, likelihood=likelihood, curvature=curvature, **settings)
 
 
-@pytest.mark.parametrize("first_order", [False, True])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "steps", "first_order"),
+    [
+        (name, steps, first_order)
+        for name, steps, first_order in product(CASES, (1, 3), (False, True))
+        if name != "resnet12-batch" or (steps, first_order) == (1, False)  # its loops take long
+    ],
+)
 @pytest.mark.parametrize("structure", [GGN, KFAC, Diagonal, LastLayer])
-@pytest.mark.parametrize("name", CASES)
 def test_vmap_equals_autograd_loop(name, structure, steps, first_order):
     """The mean of vmap(grad(task)), every parameter adapted, equals torch.autograd on the tasks one by one."""
     make, shape, outputs, likelihood = CASES[name]

@@ -48,6 +48,20 @@ def test_sweep_is_in_order_and_logarithmic_where_it_can_be():
     assert not [name for name in found(regression()) if name.startswith("sweep")]
 
 
+def test_the_best_possible_is_a_line_of_its_own():
+    """Below the steps of each configuration, and with its coverage; regret is swept over where there is one."""
+    drawn = found(*(regression(0, eta, best=True) for eta in (0.1, 0.5)))
+    curves = drawn["steps_mse"].curves
+    assert [curve.dashed for curve in curves] == [False, True, False, True]
+    assert curves[1].y == pytest.approx([0.05, 0.05])
+    assert curves[1].x == [0, 1]
+    assert drawn["coverage_bayes"].bars[0].y == pytest.approx([0.05] * 20)
+    assert drawn["sweep_eta_regret"].curves[0].y == pytest.approx([0.45, 0.45])
+    assert drawn["conformal_map"].curves[0].x == [0.5, 0.8, 0.9, 0.95]
+    plain = found(*(regression(0, eta) for eta in (0.1, 0.5)))
+    assert not [name for name in plain if "bayes" in name or "regret" in name or "conformal" in name]
+
+
 def test_charts_are_drawn_with_a_legend_and_marks_that_need_no_colour(tmp_path):
     drawn = found(classification(), regression(0, 0.1), regression(0, 0.5), regression(1, 0.5))
     files = plots.draw_charts(list(drawn.values()), tmp_path)

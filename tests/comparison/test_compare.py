@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 
@@ -61,7 +63,8 @@ def test_overrides_change_what_is_evaluated_for_all_alike(sweep, capsys):
     assert "12 test tasks" in out
     assert "linearized" in out  # Laplace after the fact
     assert "12 tasks" in out
-    assert "_step_3" not in (maml / "results.csv").read_text()
+    folder = maml / "evaluated" / "curvature-diagonal__evaluation_steps-2__test_tasks-12"
+    assert "_step_3" not in (folder / "results.csv").read_text()
 
 
 REFUSED = {
@@ -88,11 +91,192 @@ def test_refused_in_one_line(sweep):
     assert "Traceback" not in result.stderr
 
 
-def test_runs_with_other_numbers_of_test_tasks_are_not_mixed(sweep):
+def test_runs_with_other_numbers_of_test_tasks_are_refused_before_any_is_scored(sweep, monkeypatch):
     file = sweep / "maml_1" / "config.yaml"
     file.write_text(file.read_text().replace("test_tasks: 25", "test_tasks: 20"))
-    with pytest.raises(ValueError, match=r"test_tasks: expected the same number for all runs, got \[20, 25\]; add"):
+    monkeypatch.setattr(comparison, "score_tasks", None)
+    message = r"test_tasks: expected the same number for all runs, got \[20, 25\]; add test_tasks=25; .*maml_1 differs"
+    with pytest.raises(ValueError, match=message):
         comparison.compare([sweep])
+
+
+def edit(change):
+    def damage(folder):
+        cfg = OmegaConf.load(folder / "config.yaml")
+        change(cfg)
+        OmegaConf.save(cfg, folder / "config.yaml")
+
+    return damage
+
+
+def text(name, words):
+    return lambda folder: (folder / name).write_text(words)
+
+
+DAMAGED = {
+    "deep": (text("metrics.json", "[" * 100_000), "metrics.json: expected the metrics of a run, got"),
+    "deep_value": (text("metrics.json", '{"a":' + "[" * 100_000), "metrics.json: expected the metrics of a run, got"),
+    "empty": (text("metrics.json", ""), "metrics.json: expected the metrics of a run, got"),
+    "list": (text("metrics.json", "[]"), "metrics.json: expected the metrics of a run, got list"),
+    "binary": (lambda folder: (folder / "metrics.json").write_bytes(b"\xff\xfe\x00"), "metrics.json: expected"),
+    "seed": (edit(lambda cfg: cfg.update(seed=None)), "seed: expected an integer, got None"),
+    "seed_half": (edit(lambda cfg: cfg.update(seed=1.5)), "seed: expected an integer, got 1.5"),
+    "seed_list": (edit(lambda cfg: cfg.update(seed=[1])), "seed: expected an integer, got [1]"),
+    "no_seed": (edit(lambda cfg: cfg.pop("seed")), "got no seed"),
+    "no_tasks": (edit(lambda cfg: cfg.pop("test_tasks")), "test_tasks"),
+    "tasks": (edit(lambda cfg: cfg.update(test_tasks="many")), "test_tasks: expected an integer, at least 2"),
+    "choices": (edit(lambda cfg: cfg.update(choices={})), "choices"),
+    "choices_list": (edit(lambda cfg: cfg.update(choices=[1])), "choices"),
+    "choices_none": (edit(lambda cfg: cfg.update(choices=None)), "choices"),
+    "dataset": (edit(lambda cfg: cfg.update(dataset=5)), "dataset"),
+    "model": (edit(lambda cfg: cfg.update(model=None)), "model"),
+    "widths": (edit(lambda cfg: cfg.model.update(widths=[8, 9])), "best.ckpt: expected"),
+    "algorithm": (edit(lambda cfg: cfg.pop("algorithm")), "no algorithm"),
+    "curve": (text("curves.csv", "step,validation/loss\n1,many\n"), "curves.csv"),
+    "curve_steps": (text("curves.csv", "validation/loss\n1\n"), "curves.csv"),
+    "curve_cells": (text("curves.csv", "step,validation/loss\n1,2,3,4\n"), "curves.csv"),
+    "checkpoint": (lambda folder: os.truncate(folder / "best.ckpt", 5000), "best.ckpt: expected a checkpoint"),
+    "no_checkpoint": (lambda folder: (folder / "best.ckpt").unlink(), "best.ckpt: expected"),
+    "folder": (lambda folder: ((folder / "config.yaml").unlink(), (folder / "config.yaml").mkdir()), "config.yaml"),
+    "calibration": (text("calibration.json", "[" * 100_000), "calibration.json: expected"),
+    "calibration_empty": (text("calibration.json", ""), "calibration.json: expected"),
+}
+
+
+def test_a_damaged_run_is_left_out_whatever_is_wrong_with_it(sweep, capsys, monkeypatch):
+    """And the others are compared: all of these beside four whole ones, and one that fails while it is scored."""
+    for name, (damage, _) in DAMAGED.items():
+        damage(shutil.copytree(sweep / "maml_0", sweep / f"x_{name}"))
+    scored = comparison.score_tasks
+
+    failures = [KeyError("lost")]
+
+    def fail_once(*arguments):
+        if failures:
+            raise failures.pop()
+        return scored(*arguments)
+
+    shutil.copytree(sweep / "maml_0", sweep / "a_fails")
+    edit(lambda cfg: cfg.update(seed=7))(sweep / "a_fails")
+    monkeypatch.setattr(comparison, "score_tasks", fail_once)
+    assert comparison.compare([sweep]) == 1
+    said = dict(re.findall(r"^left out: .*/sweep/(\w+): (.*)$", capsys.readouterr().out, re.MULTILINE))
+    assert said.pop("a_fails") == "KeyError: 'lost'"
+    assert said.keys() == {f"x_{name}" for name in DAMAGED}
+    for name, (_, reason) in DAMAGED.items():
+        assert reason in said[f"x_{name}"], name
+    with (sweep / "results.csv").open(newline="") as stream:
+        assert [Path(row["run"]).name for row in csv.DictReader(stream)] == ["llama_0", "llama_1", "maml_0", "maml_1"]
+
+
+def test_a_number_that_no_float_holds_is_a_word(sweep, capsys):
+    """It stands in the label of each of two configurations."""
+    edit(lambda cfg: cfg.update(colour=10**400))(sweep / "maml_0")
+    edit(lambda cfg: cfg.update(colour=float("nan")))(sweep / "maml_1")
+    assert comparison.compare([sweep]) == 0
+    assert "nan" in capsys.readouterr().out
+
+
+def test_a_run_that_was_trained_twice_counts_once_and_that_is_said(sweep, capsys):
+    """As the two sweeps of one folder make it, whose overrides are others and whose configs are not."""
+    again = shutil.copytree(sweep / "llama_1", sweep / "llama_1_again")
+    assert comparison.compare([sweep]) == 0
+    out = capsys.readouterr().out
+    line = f"trained twice: {sweep / 'llama_1'}: the same config and seed as {again}, which counts"
+    assert line in out.splitlines()
+    assert line.partition(": ")[2].split(": ")[1] in (sweep / "report.html").read_text()
+    with (sweep / "results.csv").open(newline="") as stream:
+        rows = [Path(row["run"]).name for row in csv.DictReader(stream)]
+    assert rows == ["llama_0", "llama_1_again", "maml_0", "maml_1"]
+
+
+def test_results_of_other_settings_stand_beside(sweep, capsys):
+    maml = sweep / "maml_0"
+    assert comparison.compare([maml]) == 0
+    plain = {name: (maml / name).read_bytes() for name in ("results.csv", "report.html")}
+    for overrides, name in (
+        (["test_tasks=12"], "test_tasks-12"),
+        (["samples=4", "curvature=diagonal"], "curvature-diagonal__samples-4"),
+        (["calibrate=null"], "calibrate-null"),
+    ):
+        assert comparison.compare([maml], overrides) == 0
+        folder = maml / "evaluated" / name
+        assert {"results.csv", "report.html", "pictures"} <= {path.name for path in folder.iterdir()}
+        with (folder / "results.csv").open(newline="") as stream:
+            assert {row["evaluated_with"] for row in csv.DictReader(stream)} == {" ".join(overrides)}
+        assert f"evaluated with {' '.join(overrides)}" in capsys.readouterr().out
+    assert {name: (maml / name).read_bytes() for name in plain} == plain
+    with (maml / "results.csv").open(newline="") as stream:
+        assert {row["evaluated_with"] for row in csv.DictReader(stream)} == {""}
+
+
+def test_nothing_that_stood_in_a_results_csv_is_lost(sweep, tmp_path, capsys):
+    """The same runs again, and more runs, replace it; other runs, settings or digits keep it under another name."""
+    out = tmp_path / "out"
+
+    def compare(*names, overrides=()):
+        runs = [sweep / name for name in names]
+        assert comparison.compare(runs, overrides, str(out)) == 0
+        return sorted(path.name for path in out.glob("results*.csv"))
+
+    assert compare("maml_0", "maml_1") == ["results.csv"]
+    first = (out / "results.csv").read_text()
+    assert compare("maml_0", "maml_1") == ["results.csv"]
+    assert "kept" not in capsys.readouterr().out
+    assert compare("maml_0", "maml_1", overrides=["test_tasks=12"]) == ["results.csv", "results_1.csv"]
+    assert f"is {out / 'results_1.csv'}" in capsys.readouterr().out
+    assert (out / "results_1.csv").read_text() == first
+    assert compare("llama_0") == ["results.csv", "results_1.csv", "results_2.csv"]
+    (out / "results_3.csv").symlink_to(tmp_path / "nowhere")
+    (out / "results.csv").write_text("mine\n")
+    assert compare("llama_0")[-1] == "results_4.csv"
+    assert (out / "results_4.csv").read_text() == "mine\n"
+
+
+def test_where_files_land(sweep, tmp_path):
+    """Of several runs below outputs/, and never in the working folder; output= says where, and is looked at first."""
+    place = tmp_path / "work"
+    place.mkdir()
+    result = commands.run("evaluate.py", place, sweep / "maml_0", sweep / "llama_0")
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in place.iterdir()] == ["outputs"]
+    [folder] = (place / "outputs" / "comparison").iterdir()
+    files = {"results.csv", "report.html", "pictures"}
+    assert {path.name for path in folder.iterdir()} == files
+    (place / "linked").symlink_to(sweep / "maml_0")  # the user's own
+    result = commands.run("evaluate.py", place, "linked", "test_tasks=12", "output=~/mine", HOME=str(place))
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (place / "mine").iterdir()} == files
+    assert commands.run("evaluate.py", place, "linked").returncode == 0
+    assert (sweep / "maml_0" / "results.csv").exists()
+    (place / "file").write_text("mine")
+    for output, reason in (("file", "a folder to write into, got a file"), ("", "got nothing"), ("file/a", "file")):
+        result = commands.run("evaluate.py", place, "linked", f"output={output}")
+        assert result.returncode == 1
+        assert reason in result.stderr.splitlines()[-1]
+        assert "run 1 of 1" not in result.stderr, "refused before it is scored"
+
+
+def test_a_folder_that_cannot_be_written_is_said_first(sweep, monkeypatch):
+    monkeypatch.setattr("os.access", lambda place, mode: False)
+    monkeypatch.setattr(comparison, "score_tasks", None)
+    with pytest.raises(OSError, match="nothing can be written there; choose a folder by output=FOLDER") as refusal:
+        comparison.compare([sweep])
+    assert refusal.value.filename == str(sweep)
+
+
+def test_a_folder_that_cannot_be_read_is_named(sweep, monkeypatch, capsys):
+    (sweep / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(place):
+        if str(place).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(place))
+        return scandir(place)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    assert comparison.compare([sweep]) == 1
+    assert f"left out: {sweep / 'closed'}: " in capsys.readouterr().out
 
 
 def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_path):
@@ -113,10 +297,21 @@ def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_pa
     config.choices.algorithm = "=HYPERLINK(1)\x1b[2J"
     config.choices.update(keys)
     OmegaConf.save(config, stranger / "config.yaml")
+    below = shutil.copytree(stranger, tmp_path / "below", symlinks=True)
+    (below / "evaluated").symlink_to(victim)
+    result = commands.run("evaluate.py", tmp_path, below, "test_tasks=4")
+    assert result.returncode == 1
+    assert "evaluated: expected a folder to write into, got a link; remove it" in result.stderr.splitlines()[-1]
+    (below / "evaluated").unlink()
+    (below / "evaluated").mkdir()
+    (below / "evaluated" / "test_tasks-4").symlink_to(victim)
+    result = commands.run("evaluate.py", tmp_path, below, "test_tasks=4")
+    assert result.returncode == 1
+    assert "test_tasks-4: expected a folder to write into, got a link" in result.stderr.splitlines()[-1]
     overrides = "- &a [x, x]\n- [*a, *a]\n"
     (stranger / "overrides.yaml").write_text(overrides)
     other = shutil.copytree(sweep / "maml_1", stranger.with_name("other\x1b[2J"))
-    result = commands.run("evaluate.py", tmp_path, stranger, "test_tasks=4")
+    result = commands.run("evaluate.py", tmp_path, stranger)
     assert "Traceback" not in result.stderr, result.stderr
     (stranger / "pictures" / "tasks_1").unlink()
     both = tmp_path / "both"
@@ -127,7 +322,7 @@ def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_pa
     (both / "broken\x1b[31m" / "train.log").touch()
     (both / "pictures").symlink_to(victim)
     for _ in range(2):
-        result = commands.run("evaluate.py", tmp_path, "both", "test_tasks=4")
+        result = commands.run("evaluate.py", tmp_path, "both")
         assert "Traceback" not in result.stderr, result.stderr
         shown = result.stdout + result.stderr
         assert "\x1b" not in shown

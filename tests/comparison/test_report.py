@@ -31,7 +31,7 @@ def hostile(result: Result) -> Result:
 @pytest.fixture
 def written(tmp_path):
     """A report of four configurations, one of them hostile in every name."""
-    results = [regression(0, 0.1), regression(0, 0.5), classification(), hostile(regression(0, 0.9))]
+    results = [regression(0, 0.1), regression(0, 0.5, best=True), classification(), hostile(regression(0, 0.9))]
     configurations = group(results)
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n")
@@ -49,6 +49,8 @@ def test_file_is_whole_and_asks_for_nothing_else(written):
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", own.split("<script nonce")[0])
     assert "<img src=x" not in text
     assert own.count("<script") == own.count("<script nonce=") == 1
+    assert "<td>bayes</td>" in text
+    assert "regret is the NLL above its" in text
     assert not list(written.parent.glob("*.part"))
 
 

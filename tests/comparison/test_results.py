@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_results import regression
 from scipy import stats
 
+from meta_exp.comparison.compare import table
 from meta_exp.comparison.results import Result, differences, differing_keys, group
 from meta_exp.config.keys import flatten
 from meta_exp.scoring.task import Scores
@@ -119,6 +121,24 @@ def test_pooled_scores_have_a_difference_over_seeds_only():
     assert ece.half != ece.half
     assert str(ece) == "0.1000"
     assert ece.over == ""
+
+
+def test_the_exact_predictor_has_a_row_and_knows_no_seed():
+    """Its interval is over tasks, that of the regret over seeds; a run of an older version has neither."""
+    (found,) = group([regression(0, best=True), regression(1, best=True)])
+    assert found.rows == ["map", "bayes"]
+    assert found.predictives == ["map"]
+    assert found.estimate("bayes/nll").over == "20 tasks"
+    assert found.estimate("bayes/nll").half > 0
+    assert found.estimate("map/regret").over == "2 seeds"
+    (plain,) = group([regression(0)])
+    assert plain.rows == ["map"]
+    assert plain.estimate("map/regret") is None
+    (mixed,) = group([regression(0, best=True), regression(1)])
+    assert mixed.estimate("map/regret") is None
+    shown = table([found]).columns
+    assert [column.header for column in shown][:4] == ["predictive", "MSE", "NLL per point", "regret"]
+    assert next(iter(shown[3].cells)).count("±") == 1  # none of the exact predictor itself
 
 
 def test_differing_keys_leave_out_what_is_not_a_setting():

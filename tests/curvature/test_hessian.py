@@ -29,7 +29,7 @@ from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.scoring.task import evaluate
 from meta_exp.tasks.episode import Examples
 
-NAMES = ["mlp-gaussian", "mlp-categorical", "conv4-batch-stride"]
+NAMES = ["mlp-gaussian", "mlp-categorical", "conv4-batch-stride", "resnet12-batch"]
 
 
 def random_case(name, points=4):

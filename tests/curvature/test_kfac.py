@@ -165,7 +165,9 @@ def test_signs():
     assert not torch.equal(KFAC(mlp(), (2,), probes=3, seed=1).signs(tasks[0], 4), signs[0])
 
 
-@pytest.mark.parametrize("name", ["mlp-gaussian", "mlp-categorical", "conv4-batch-stride", "conv4-group-stride"])
+@pytest.mark.parametrize(
+    "name", ["mlp-gaussian", "mlp-categorical", "conv4-batch-stride", "conv4-group-stride", "resnet12-batch"]
+)
 def test_posterior(name):
     """Draws have covariance H^-1 exactly, and the linearised outputs at new inputs J* H^-1 J*^T."""
     model, shape, likelihood, data = random_case(name)
@@ -272,11 +274,11 @@ def test_refuses_layers_it_does_not_treat():
         KFAC(nn.Sequential(nn.Linear(2, 4), nn.PReLU()), (2,))
 
 
-def test_patches_with_channels_last(monkeypatch):
+@pytest.mark.parametrize("name", ["conv4-batch-stride", "resnet12-batch"])
+def test_patches_with_channels_last(name, monkeypatch):
     """As compiled code takes them: the log det, draws and variances are those of patches in the weights' order."""
-    model, likelihood = conv4(), Categorical()
-    data = examples(likelihood, image_shape("stride"), (4,), 3)
-    curvature = KFAC(model, image_shape("stride"), 0.3)
+    model, shape, likelihood, data = random_case(name)
+    curvature = KFAC(model, shape, 0.3)
     noise = {name: torch.randn_like(value) for name, value in initial(model).items()}
 
     def results():

@@ -23,7 +23,7 @@ from meta_exp.curvature import GGN, LastLayer
 from meta_exp.likelihoods import Categorical, Probit
 
 TAU = 0.3
-KINDS = ["mlp-gaussian", "mlp-categorical", "mlp-poisson", "conv4-batch-stride"]
+KINDS = ["mlp-gaussian", "mlp-categorical", "mlp-poisson", "conv4-batch-stride", "resnet12-batch"]
 
 
 def case(name, structure=GGN, moved=0.1, likelihood=None):

@@ -170,6 +170,6 @@ def test_what_is_no_count_is_refused(run):
 
 
 def test_a_gaussian_takes_counts(config):
-    build(config("dataset._target_=counts.CountTasks"))
+    build(config("dataset._target_=counts.CountTasks", "trust=[counts]"))
     with pytest.raises(ValueError, match="CountTasks: expected gaussian, heteroscedastic, poisson, got categorical"):
-        build(config("dataset._target_=counts.CountTasks", "likelihood=categorical"))
+        build(config("dataset._target_=counts.CountTasks", "trust=[counts]", "likelihood=categorical"))

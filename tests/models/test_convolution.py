@@ -39,6 +39,12 @@ def test_patches_give_the_convolution(channels, side, stride):
     assert_equal(second(ours)(weights, x), second(theirs)(weights, x))
 
 
+def test_patches_of_a_shortcut():
+    """One position large, without a bias."""
+    layer, x = Conv2d(3, 4, size=1, padding=0, bias=False).double(), torch.randn(2, 3, 5, 4).double()
+    assert_equal(layer.by_patches(x), F.conv2d(x, layer.weight))
+
+
 class Patches(torch.nn.Module):
     """The layer, made to take the patches."""
 

@@ -17,6 +17,7 @@ from meta_exp.models import (
     couples_points,
     refuse_fused_norms,
     refuse_repeated_layers,
+    refuse_unfit,
 )
 
 
@@ -125,3 +126,81 @@ def test_refuses_a_layer_that_stands_twice():
     refuse_repeated_layers(tied)
     activation = nn.ReLU()
     refuse_repeated_layers(nn.Sequential(activation, nn.Linear(4, 4), activation))
+
+
+class Net(nn.Module):
+    """A network of one's own around a layer of any kind."""
+
+    def __init__(self, layer=None, outputs=3):
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(2, 4), layer or nn.Identity(), nn.Linear(4, outputs)
+
+    def forward(self, x):
+        return self.last(self.layer(self.first(x)))
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        self.seen = self.seen + len(x)
+        return x
+
+
+class Otherwise(nn.Module):
+    def forward(self, x):
+        return x if self.training else 2 * x
+
+
+class Flat(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+UNFIT = {
+    "expected parameters that require gradients, got none": lambda: Net().requires_grad_(False),
+    r"from \[2, 2\] to \[2, 3\], got \[2, 5\]": lambda: Net(outputs=5),
+    r"to \[2, 3\], got \[2, 3, 1\]": lambda: nn.Sequential(Net(), nn.Unflatten(1, (3, 1))),
+    "got tuple": lambda: nn.Sequential(Net(), Functional(lambda x: (x, x))),
+    "got RuntimeError in layer 'layer': .*mat1 and mat2 shapes cannot be multiplied": lambda: Net(nn.Linear(3, 3)),
+    "finite outputs of normal inputs, got NaN": lambda: Net(Functional(lambda x: x / 0 * 0)),
+    r"model layer 'layer': expected a norm .*batch_norm in BatchNorm1d; use meta_exp": lambda: Net(nn.BatchNorm1d(4)),
+    r"model layer 'layer': expected nothing random.*, got .* in Dropout; leave": lambda: Net(nn.Dropout(0.5)),
+    r"model layer 'layer.1': expected nothing random": lambda: Net(nn.Sequential(nn.Tanh(), nn.AlphaDropout())),
+    "'layer': expected nothing random": lambda: Net(Functional(lambda x: x + torch.randn_like(x))),
+    "buffers that stay as they are, got layer.seen changed; compute it anew": lambda: Net(Counting()),
+    "the same outputs in training and in evaluation": lambda: Net(Otherwise()),
+    "twice under vmap, got RuntimeError in layer 'layer'": lambda: Net(Functional(lambda x: x * x.sum().item())),
+    "twice under vmap, got RuntimeError in layer 'layer': .*branch|data-dependent": lambda: Net(
+        Functional(lambda x: x if x.sum() > 0 else 2 * x)
+    ),
+    "twice under vmap, got RuntimeError in layer 'layer': .*setup_context": lambda: Net(Functional(Flat.apply)),
+}
+
+
+@pytest.mark.parametrize("message", UNFIT)
+def test_refuses_what_cannot_adapt(message):
+    """In one line that names the network or the layer, and leaves the network as it was."""
+    model = UNFIT[message]()
+    with pytest.raises(ValueError, match=message) as refusal:
+        refuse_unfit(model, (2,), 3)
+    assert "\n" not in str(refusal.value)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Dropout(0.0), Centred(), GroupNorm(4, groups=2), nn.LazyLinear(4), Functional(lambda x: x.clone().relu_())],
+)
+def test_accepts_what_adapts(layer):
+    refuse_unfit(Net(layer), (2,), 3)
+    frozen = Net(layer)
+    frozen.first.requires_grad_(False)
+    refuse_unfit(frozen, (2,), 3)

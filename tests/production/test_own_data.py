@@ -20,7 +20,14 @@ from meta_exp.tasks.episode import Examples
 
 QUICK = ["trainer=smoke", "validation_tasks=4"]
 FEW = ["test_tasks=4", "dataset.meta_batch=2"]
-GREY = ["dataset=image_folder", "dataset.image_size=12", "dataset.channels=1", "dataset.ways=2", "model.filters=8"]
+GREY = [
+    "dataset=image_folder",
+    "dataset.image_size=20",
+    "dataset.channels=1",
+    "dataset.ways=2",
+    "model.filters=8",
+    "model.norm=group",
+]
 
 
 @pytest.fixture

@@ -130,6 +130,53 @@ def test_interval_holds_what_it_says():
     np.testing.assert_allclose([low[0], high[0]], np.quantile(draws, [0.1, 0.9]), atol=0.03)
 
 
+def test_conformal_intervals_are_mean_and_threshold_times_deviation(sinusoid):
+    """Of each predictive its own; in the shape and kind of what was given."""
+    assert set(sinusoid.learner.conformal) == {"map", "linearized"}
+    for kind, record in sinusoid.learner.conformal.items():
+        found = sinusoid.adapt(X, Y).predict(GRID, kind=kind)
+        low, high = found.interval(0.8, method="conformal")
+        np.testing.assert_allclose(low, found.mean - record.threshold(0.8) * found.std, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(high, found.mean + record.threshold(0.8) * found.std, rtol=1e-5, atol=1e-6)
+        assert np.isinf(found.interval(0.99, method="conformal")).all(), "twenty tasks cannot speak of one in a hundred"
+    tensors = sinusoid.adapt(torch.tensor(X), torch.tensor(Y[:, None])).predict(torch.tensor(GRID))
+    low, high = tensors.interval(0.8, method="conformal")
+    assert low.shape == high.shape == (7, 1)
+    assert isinstance(low, torch.Tensor)
+
+
+def test_conformal_sets(character_run, letters):
+    """Booleans by point and class; the likeliest is there unless they may be empty; larger for higher levels."""
+    (shown, names), (asked, _) = letters
+    learner = meta_exp.load(character_run)
+    found = learner.adapt(learner.read(shown), names).predict(learner.read(asked))
+    sets = {level: found.prediction_set(level) for level in (0.5, 0.8, 0.95)}
+    for inside in sets.values():
+        assert isinstance(inside, np.ndarray)
+        assert (inside.dtype, inside.shape) == (bool, (len(asked), 3))
+        assert inside[np.arange(len(asked)), found.probabilities.argmax(1)].all()
+    assert (sets[0.95] >= sets[0.8]).all()
+    assert (sets[0.8] >= found.prediction_set(0.8, empty=True)).all()
+    assert sets[0.95].sum() > found.prediction_set(0.5, empty=True).sum()
+
+
+def test_what_has_no_thresholds_says_how_to_get_them(sinusoid_run, sinusoid, characters, letters):
+    """A predictive that the run's calibration left out, and a posterior after the fact."""
+    refused = r"a run that has thresholds for this predictive, got none; evaluate\.py RUN calibrate=true makes them"
+    for found in (
+        sinusoid.adapt(X, Y).predict(GRID, kind="sample"),
+        meta_exp.load(sinusoid_run, "curvature=diagonal").adapt(X, Y).predict(GRID),
+    ):
+        with pytest.raises(ValueError, match=rf"^method=conformal: expected {refused}"):
+            found.interval(0.9, method="conformal")
+        assert found.interval(0.9)[0].shape == (7,)
+    with pytest.raises(ValueError, match=r"^method: expected one of predictive, conformal, got exact"):
+        found.interval(0.9, method="exact")
+    (shown, names), (asked, _) = letters
+    with pytest.raises(ValueError, match=rf"^prediction_set: expected {refused}"):
+        characters.adapt(characters.read(shown), names).predict(characters.read(asked)).prediction_set(0.9)
+
+
 def test_pieces_of_a_long_query_are_put_together(sinusoid, monkeypatch):
     task = sinusoid.adapt(X, Y)
     whole = {kind: task.predict(GRID, kind=kind) for kind in sinusoid.kinds}
@@ -163,6 +210,47 @@ def test_an_alphabet_that_training_never_saw(characters, letters):
         p = found.probabilities.astype(float)
         np.testing.assert_allclose(found.entropy, -(p * np.log(p)).sum(1), rtol=1e-4, atol=1e-6)
     assert np.mean([network(characters.read(asked)).argmax(1) for network in task.sample(2)]) > 0
+
+
+@pytest.mark.parametrize("points", [1000, 40])
+def test_an_image_is_seen_beside_the_support_and_nothing_else(characters, letters, monkeypatch, points):
+    """The network sees the task's fifteen images and, behind them, the one that is asked; whatever else is asked."""
+    (shown, names), (asked, _) = letters
+    images, queries = characters.read(shown), characters.read(asked)[::7]
+    task = characters.adapt(images, names)
+    assert characters.coupled
+    algorithm, classes = characters.learner.algorithm, len(set(names))
+    monkeypatch.setattr(production, "POINTS", points)
+    for kind in characters.kinds:
+        params, posterior, meta = task.served[kind]
+        likelihood = algorithm.likelihood.at(meta.hyper)
+        draws = algorithm.draws(
+            torch.Generator().manual_seed(0), (characters.learner.samples,), meta.theta, len(images)
+        )
+        together = task.predict(queries, kind=kind).probabilities
+        for i, query in enumerate(queries):
+            x = characters.inputs(np.concatenate([images, query[None]]))
+            with torch.no_grad():
+                prediction = algorithm.predict(kind, params, x, meta, posterior, None if kind == "map" else draws)
+            expected = likelihood.predictive(*prediction).given(classes).probabilities[-1]
+            np.testing.assert_allclose(together[i], expected, rtol=1e-4, atol=1e-6)
+            alone = task.predict(query[None], kind=kind).probabilities
+            np.testing.assert_allclose(alone[0], together[i], rtol=1e-4, atol=1e-6)
+    [network] = task.sample(1)
+    np.testing.assert_allclose(network(queries)[2], network(queries[2:3])[0], rtol=1e-4, atol=1e-6)
+
+
+def test_one_scan_at_a_time_and_most_of_one_class(characters, letters):
+    """Batch statistics of such would be those of no task that training saw: a third of them would be right."""
+    (shown, names), (asked, truth) = letters
+    task = characters.adapt(characters.read(shown), names)
+    queries, truth = characters.read(asked), np.array(truth)
+    one_by_one = np.array([task.predict(query[None]).labels[0] for query in queries])
+    assert np.mean(one_by_one == truth) > 0.6
+    for name in sorted(set(names)):
+        others = np.flatnonzero(truth != name)[:1]
+        places = np.concatenate([np.flatnonzero(truth == name), others])
+        assert np.array_equal(task.predict(queries[places]).labels, one_by_one[places])
 
 
 def test_labels_and_images_in_other_forms(characters, letters):

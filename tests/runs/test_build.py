@@ -13,7 +13,7 @@ from meta_exp.runs.names import run_name
 
 @pytest.mark.parametrize("curvature", ["ggn", "diagonal"])
 def test_resolved_once(tmp_path, curvature):
-    composed = compose_run(tmp_path, "trainer=smoke", f"curvature={curvature}")
+    composed = compose_run(tmp_path, "trainer=smoke", "algorithm=llama", f"curvature={curvature}")
     before = OmegaConf.to_container(composed, resolve=False)
     cfg = resolve(composed)
     assert OmegaConf.to_container(composed, resolve=False) == before
@@ -25,12 +25,21 @@ def test_resolved_once(tmp_path, curvature):
 
 
 def test_a_given_eta_stays(tmp_path):
-    assert resolve(compose_run(tmp_path, "algorithm.eta=0.0")).algorithm.eta == 0.0
+    assert resolve(compose_run(tmp_path, "algorithm=llama", "algorithm.eta=0.0")).algorithm.eta == 0.0
     assert "eta" not in resolve(compose_run(tmp_path, "algorithm=maml")).algorithm
 
 
+def test_evaluation_takes_as_many_steps_as_training_at_least(tmp_path):
+    def steps(*overrides):
+        return resolve(compose_run(tmp_path, "algorithm=maml", *overrides)).evaluation_steps
+
+    assert steps() == 10
+    assert steps("algorithm.inner_steps=20") == 20
+    assert steps("algorithm.inner_steps=20", "evaluation_steps=5") == 5
+
+
 def test_building_changes_no_config_and_no_environment(config):
-    cfg = config("trainer=smoke")
+    cfg = config("trainer=smoke", "algorithm=llama")
     before, environment = OmegaConf.to_yaml(cfg), dict(os.environ)
     assert build(cfg).learner.algorithm.weight == cfg.algorithm.eta
     assert OmegaConf.to_yaml(cfg) == before

@@ -1,6 +1,7 @@
 """Calibration finds what closed forms and fine grids find, changes only what is served, and stays with the run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from meta_exp.runs.build import build
 from meta_exp.runs.calibration import CALIBRATION, Calibration, calibrate
 from meta_exp.runs.restore import open_run
 from meta_exp.runs.test_set import score_tasks, summarize
+from meta_exp.training.data import EvaluationBatches, fresh_batches
 
+LEVELS = (50, 80, 90, 95)
 TINY = ["trainer=smoke", "logger=none", "model.widths=[8,8]", "validation_tasks=12", "test_tasks=10", "samples=3"]
 
 
@@ -72,8 +75,6 @@ def test_classes_have_a_temperature(character_run):
 
 
 def run_batches(run):
-    from meta_exp.training.data import EvaluationBatches
-
     return EvaluationBatches(run.family, "validation", 5)
 
 
@@ -104,10 +105,17 @@ def test_production_serves_it(calibrated):
     assert (task.predict(x).variance > values["linearized"]["sigma_noise"] ** 2).all()
 
 
+def evaluated(folder, *overrides):
+    """Score a run as a comparison does."""
+    opened, left_out = compare._open([folder], overrides)
+    results = compare._score([folder], opened, overrides, left_out)
+    assert not left_out
+    return results
+
+
 def test_a_comparison_fits_another_posterior_anew(calibrated, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    results, left_out = compare._evaluate([calibrated], ["curvature=diagonal"])
-    assert not left_out
+    results = evaluated(calibrated, "curvature=diagonal")
     assert set(results[0].served["linearized"]) == {"log_sigma_noise", "log_prior_precision"}
     assert "test/linearized/nll_raw" in results[0].summary
 
@@ -116,15 +124,110 @@ def test_none_is_wanted(trained):
     folder = trained("uncalibrated", *TINY, "calibrate=null")
     metrics = json.loads((folder / "metrics.json").read_text())
     assert not (folder / CALIBRATION).exists()
-    assert not [name for name in metrics if name.endswith("_raw") or name.startswith("calibration/")]
-    results, _ = compare._evaluate([folder], ["calibrate=true"])
-    assert results[0].served
+    fitted = ("_raw", "calibration/", "conformal")
+    assert not [name for name in metrics if any(words in name for words in fitted)]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"values": {"map": {"sigma_noise": -1}}}', '{"values": 3}'])
+def held(run, batches, kind):
+    """Coverage of conformal intervals or sets at each level over the tasks of ``batches``, and the number of tasks."""
+    steps = run.learner.evaluation_steps
+    scored = [run.learner.evaluate(batch, steps, [kind], k).each for k, batch in enumerate(batches)]
+    found = [torch.cat([each[f"{kind}/conformal_coverage_{q}"] for each in scored]) for q in LEVELS]
+    return [float(value.mean()) for value in found], len(found[0])
+
+
+def in_tens(batches):
+    """As evaluation has its tasks: draws are a function of the place of a batch of ten."""
+    return [
+        tree_map(lambda v, s=s: v[s : s + 10], batch) for batch in batches for s in range(0, len(batch.query.y), 10)
+    ]
+
+
+def test_thresholds_are_those_of_what_is_served(calibrated):
+    """On the very tasks that set them, evaluation covers the share that their rank says, by each predictive."""
+    run = open_run(calibrated)
+    assert set(run.learner.conformal) == {"map", "sample", "linearized"}
+    batches = in_tens(fresh_batches(run.family, 20))
+    for kind, record in run.learner.conformal.items():
+        assert (record.tasks, record.points) == (20, 10)
+        covered, tasks = held(run, batches, kind)
+        assert tasks == 20
+        assert covered == pytest.approx([-(-q * 21 * 10 // 100) / 200 for q in LEVELS])
+
+
+def test_thresholds_of_classes(character_run):
+    run = open_run(character_run)
+    covered, _ = held(run, in_tens(fresh_batches(run.family, 20)), "map")
+    assert covered == pytest.approx([-(-q * 21 * 6 // 100) / 120 for q in LEVELS], abs=0.03)  # sure points tie
+    metrics = json.loads((character_run / "metrics.json").read_text())
+    assert 0 < metrics["test/map/conformal_size_90"] <= 3
+    assert "test/map/conformal_width_90" not in metrics
+
+
+def test_fresh_tasks_chose_nothing(calibrated):
+    """They are of the validation split, the same for each run, and none of those that chose the checkpoint."""
+    family = open_run(calibrated).family
+    fresh, again, more = ([*fresh_batches(family, tasks)] for tasks in (120, 120, 200))
+    assert [len(batch.query.y) for batch in fresh] == [100, 20]
+    assert all(torch.equal(a.query.x, b.query.x) for a, b in zip(fresh, again, strict=True))
+    assert torch.equal(fresh[1].query.x, more[1].query.x[:20])
+    chose = torch.cat([batch.support.x for batch in EvaluationBatches(family, "validation", 200)])
+    assert not torch.isin(fresh[0].support.x, chose).any()
+
+
+def test_conformal_coverage_is_nominal(calibrated):
+    """600 test tasks by a thousand fresh ones, within 0.02 at each level; the predictive's own intervals are not."""
+    run = open_run(calibrated)
+    run.learner.predictives = ["map", "linearized"]
+    calibrate(run.learner, run_batches(run), fresh_batches(run.family, 1000)).serve(run.learner)
+    summary = summarize(score_tasks(run.learner, run.family, 600, torch.device("cpu")))
+    for kind in ("map", "linearized"):
+        covered = [summary[f"test/{kind}/conformal_coverage_{q}"] for q in LEVELS]
+        assert covered == pytest.approx([q / 100 for q in LEVELS], abs=0.02)
+        widths = [summary[f"test/{kind}/conformal_width_{q}"] for q in LEVELS]
+        assert widths == sorted(widths)
+        assert abs(summary[f"test/{kind}/coverage_50"] - 0.5) > 0.05
+
+
+def test_an_older_run_gets_its_own(trained, tmp_path):
+    """calibrate=true writes it beside the checkpoint, for what follows; not under settings that are not the run's."""
+    folder = shutil.copytree(trained("uncalibrated", *TINY, "calibrate=null"), tmp_path / "old")
+    cfg = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text("".join(line for line in cfg.splitlines(True) if "conformal_tasks" not in line))
+    x = np.linspace(-4, 4, 5)[:, None]
+
+    def ends():
+        return meta_exp.load(folder).adapt(x, np.sin(x[:, 0])).predict(x).interval(0.8, method="conformal")
+
+    with pytest.raises(ValueError, match=r"method=conformal: expected .*, got none; evaluate\.py RUN calibrate=true"):
+        ends()
+    evaluated(folder, "calibrate=true", "conformal_tasks=30", "dataset.shots=5")
+    assert not (folder / CALIBRATION).exists()
+    results = evaluated(folder, "calibrate=true", "conformal_tasks=30")
+    low, high = ends()
+    assert (low < high).all()
+    again = evaluated(folder)
+    assert again[0].summary == pytest.approx(results[0].summary, nan_ok=True)
+    assert "test/linearized/conformal_width_90" in again[0].summary
+
+
+WHOLE = {"values": {}, "nll": {}, "nll_raw": {}, "validation_tasks": 1, "inner_steps": 1}
+DAMAGED = [
+    json.dumps(WHOLE | damage)
+    for damage in (
+        {"values": 3},
+        {"values": {"map": {"sigma_noise": -1}}},
+        {"values": {"map": {"colour": 1}}},
+        {"conformal": 3},
+        {"conformal": {"map": {"tasks": 3}}},
+        {"conformal": {"map": {"tasks": 3, "points": 2, "thresholds": [2, 1]}}},
+        {"conformal": {"map": {"tasks": 3, "points": 2, "thresholds": ["a"]}}},
+    )
+]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", *DAMAGED])
 def test_a_damaged_file_is_refused(calibrated, tmp_path, text):
-    import shutil
-
     copy = shutil.copytree(calibrated, tmp_path / "copy")
     (copy / CALIBRATION).write_text(text)
     with pytest.raises(ValueError, match=r"calibration\.json: expected .*, got"):

@@ -21,7 +21,7 @@ import meta_exp.runs.train
 gc.freeze()  # a child that collects what it inherits copies all of it
 script, seed, kills, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 chance = random.Random(seed)
-sys.argv[1:] = ["-m", "algorithm=maml,llama", "seed=0,1", "trainer=smoke", "trainer.max_steps=200",
+sys.argv[1:] = ["-m", "algorithm=maml,llama", "lr_schedule=none,cosine", "trainer=smoke", "trainer.max_steps=200",
     "trainer.val_check_interval=7", "trainer.log_every_n_steps=5", "model.widths=[8]", "dataset.meta_batch=4",
     "test_tasks=4", "validation_tasks=4", "logger=csv", "callbacks.last.every_n_steps=1", "evaluation_steps=2"]
 

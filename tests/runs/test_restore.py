@@ -1,5 +1,6 @@
 """A run's folder gives back what was trained, to the bit; damaged, foreign and hostile folders are refused by name."""
 
+import json
 import pickle
 import shutil
 from pathlib import Path
@@ -10,7 +11,10 @@ import yaml
 from omegaconf import OmegaConf
 
 from meta_exp.curvature import Diagonal
-from meta_exp.runs.restore import CONF, MODULES, NEVER_BUILT, _known, load_config, open_run
+from meta_exp.runs.build import build
+from meta_exp.runs.restore import CONF, load_config, open_run
+from meta_exp.runs.trust import MODULES, NEVER_BUILT, refuse_unsafe
+from meta_exp.training.meta_gradient import MetaGradient
 
 
 @pytest.fixture
@@ -33,6 +37,23 @@ def test_the_learner_is_the_one_that_was_tested(sinusoid_run):
     assert all(torch.equal(value, best[f"model.{name}"]) for name, value in theta.items())
     assert run.metrics["test/tasks"] == 20
     assert not run.learner.training
+
+
+def test_chunks_that_a_trial_found_are_kept(trained, config, tmp_path, monkeypatch):
+    """By evaluation, for its digits, and by a run that goes on; another trial might end with others."""
+    auto = ["trainer=smoke", "logger=none", "model.widths=[4]", "test_tasks=2", "validation_tasks=2", "chunk_size=auto"]
+    folder = trained("auto_chunks", *auto)
+    found = json.loads((folder / "metrics.json").read_text())["chunk_size"]
+    assert found >= 1
+    assert open_run(folder).learner.gradient.at_once == found
+    assert open_run(folder, ["chunk_size=3"]).learner.gradient.at_once == 3
+    monkeypatch.setattr(MetaGradient, "_fastest", None)
+    (tmp_path / "run").mkdir()
+    shutil.copy(folder / "last.ckpt", tmp_path / "run")
+    run = build(config(*auto, "trainer.max_steps=6", run_dir=tmp_path / "run"))
+    run.trainer.fit(run.learner, run.stream, ckpt_path=tmp_path / "run" / "last.ckpt", weights_only=True)
+    assert run.trainer.global_step == 6
+    assert run.learner.gradient.chunk_size == found
 
 
 def test_a_tuned_tau_comes_with_the_run(copy):
@@ -270,19 +291,24 @@ def test_a_saved_config_reads_no_lists_elsewhere(character_run, tmp_path):
 
 
 def test_everything_in_conf_may_be_named():
-    targets = [
-        (group.name, value)
-        for group in CONF.iterdir()
-        if group.is_dir() and group.name not in ("hydra", "experiment")
-        for file in group.glob("*.yaml")
-        for value in _targets(yaml.safe_load(file.read_text()) or {})
-    ]
-    assert len(targets) > 15
-    for group, target in targets:
-        path = (group, "_target_") if group in MODULES else (group, "part", "_target_")
-        assert _known(path, target), f"{group}: {target} is in no module of restore.MODULES or NEVER_BUILT"
-    named = {(group, target.rpartition(".")[0]) for group, target in targets}
+    named = set()
+    for group in CONF.iterdir():
+        if group.is_dir() and group.name not in ("hydra", "experiment"):
+            for file in group.glob("*.yaml"):
+                part = yaml.safe_load(file.read_text()) or {}
+                part = part.get(group.name, part) if "defaults" in part else part
+                refuse_unsafe({group.name: _plain(part)})
+                named |= {(group.name, target.rpartition(".")[0]) for target in _targets(part)}
     assert named == {*MODULES.items(), *((group, module) for group in NEVER_BUILT for module in NEVER_BUILT[group])}
+
+
+def _plain(node):
+    """``node`` as it is once it is resolved."""
+    if isinstance(node, dict):
+        return {key: _plain(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_plain(value) for value in node]
+    return "" if isinstance(node, str) and "${" in node else node
 
 
 def _targets(node):

@@ -1,7 +1,8 @@
 """Runs that the version before trained: its folders evaluate, predict and go on to the same digits.
 
 ``tests/data`` holds what that version wrote, on a CPU with AVX-512; ``predictions.json`` is what its ``meta_exp.load``
-predicted on the task of ``new_task``. Elsewhere the last digits may differ.
+predicted on the task of ``new_task``: images one by one, each behind those of the task's support. Elsewhere the last
+digits may differ.
 """
 
 import json

@@ -8,7 +8,9 @@ import pytest
 import torch
 from oracles import assert_equal
 
-from meta_exp.scoring.conformal import Conformal, class_scores, deviation, fit, residual_scores
+from meta_exp.likelihoods.categorical import CategoricalPredictive
+from meta_exp.likelihoods.gaussian import NormalMixture
+from meta_exp.scoring.conformal import Conformal, class_scores, deviation, fit, nonconformity, residual_scores
 
 LEVELS = (0.5, 0.8, 0.9, 0.95)
 POINTS = 10
@@ -49,14 +51,20 @@ def covered(interval, y):
 
 
 def test_the_threshold_is_an_order_statistic():
-    """Of 9 tasks with one point each the tenth part of the mass is infinite, and every score is a level's threshold."""
+    """Of 9 tasks with one point each the tenth part of the mass is infinite, and every score is a level's threshold.
+
+    A level between two thousandths is the upper one.
+    """
     record = fit(torch.tensor([[9.0], [1], [5], [3], [7], [2], [8], [4], [6]]))
     assert [record.threshold(level / 10) for level in range(1, 10)] == [1, 2, 3, 4, 5, 6, 7, 8, 9]
     assert record.threshold(0.41) == 5
     assert record.threshold(0.901) == math.inf
     assert fit(torch.arange(1.0, 100)[:, None]).threshold(0.07) == 7  # 0.07 * 100 > 7 in float64
     two = fit(torch.tensor([[1.0, 2], [3, 4]]))  # K + 1 = 3 tasks of 2
-    assert [two.threshold(level) for level in (0.1, 1 / 6, 0.2, 0.5, 2 / 3, 0.67)] == [1, 1, 2, 3, 4, math.inf]
+    assert [two.threshold(level) for level in (0.1, 0.166, 0.167, 0.5, 0.666, 0.667)] == [1, 1, 2, 3, 4, math.inf]
+    assert [two.threshold(level) for level in (1e-9, 1 / 6, 0.9999)] == [1, 2, math.inf]
+    many = fit(torch.arange(1.0, 5001)[:, None])
+    assert [many.threshold(level) for level in (0.0005, 0.9, 0.95001)] == [6, 4501, 4756]
 
 
 def test_too_few_tasks_give_everything():
@@ -76,7 +84,7 @@ def test_too_few_tasks_give_everything():
 def test_scores_that_are_not_finite_count_as_infinite():
     scores = torch.tensor([[1.0, 2.0], [math.nan, 3.0], [math.inf, 4.0]])
     record = fit(scores)
-    assert record.scores == [1, 2, 3, 4]
+    assert sorted(set(record.thresholds)) == [1, 2, 3, 4]
     assert record.threshold(0.5) == 4  # the fourth of eight
     assert record.threshold(0.51) == math.inf
 
@@ -170,3 +178,29 @@ def test_the_deviation_is_that_of_coverage_over_calibration_sets():
     assert found > 0.02
     independent = torch.randn(100, POINTS, generator=generator).abs()
     assert deviation(independent, 0.5) == pytest.approx(math.sqrt(0.25 / 1000), rel=0.2)
+
+
+def test_scores_of_numbers_by_hand():
+    """Two outputs a point, each with its own deviation; three of the four numbers lie within q = 1, all within 3."""
+    mean = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    std = torch.tensor([[1.0, 2.0], [0.5, 1.0]])
+    predictive = NormalMixture(mean[None], std[None] ** 2)
+    y = mean + std * torch.tensor([[0.5, -1.0], [0.25, 3.0]])
+    assert_equal(nonconformity(predictive, y), torch.tensor([0.5, 1.0, 0.25, 3.0]))
+    record = Conformal(9, 4, [1.0] * 850 + [3.0] * 70)  # and nothing beyond 0.92
+    scores = record.scores(predictive, y)
+    found = {name: float(value) for name, value in scores.items()}
+    assert [found[f"conformal_coverage_{q}"] for q in (50, 80, 90, 95)] == [0.75, 0.75, 1, 1]
+    assert [found[f"conformal_width_{q}"] for q in (50, 80, 90, 95)] == pytest.approx([2.25, 2.25, 6.75, math.inf])
+
+
+def test_scores_of_classes_by_hand():
+    """Sets may be empty: at q = 0.1 one point has its class, another a wrong one, and the third nothing."""
+    p = torch.tensor([[0.95, 0.03, 0.02], [0.02, 0.92, 0.06], [0.4, 0.35, 0.25]])
+    y = torch.tensor([0, 2, 0])
+    predictive = CategoricalPredictive(p.log()[None])
+    assert_equal(nonconformity(predictive, y), torch.tensor([0.05, 0.94, 0.6]).double(), rtol=1e-5)
+    record = Conformal(9, 3, [0.1] * 500 + [0.7] * 300)
+    found = {name: float(value) for name, value in record.scores(predictive, y).items()}
+    assert [found[f"conformal_coverage_{q}"] for q in (50, 80, 95)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert [found[f"conformal_size_{q}"] for q in (50, 80, 95)] == pytest.approx([2 / 3, 4 / 3, 3])

@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.scoring.optimal import _equal_atoms, _log_mass, optimal_predictive
-from meta_exp.tasks import Harmonic, Linear, Sinusoid, Step
+from meta_exp.tasks import Linear, Sinusoid, Step
 from meta_exp.tasks.episode import Examples
 from meta_exp.tasks.stream import draw_tasks
 
@@ -271,12 +271,6 @@ def test_one_range_that_is_a_point():
     predictive = optimal_predictive(family, support, query.x)
     assert_equal(predictive.mean, 0.5 * query.x + intercept.mean(), rtol=0, atol=1e-7)
     assert_equal(predictive.variance, torch.full((10, 1), intercept.var() + 0.25).double(), rtol=0, atol=1e-7)
-
-
-def test_what_has_no_exact_predictor_says_none():
-    for family in (Harmonic(noise=0.3), Sinusoid(noise=0.0)):
-        support, query = task(family)
-        assert optimal_predictive(family, support, query.x) is None
 
 
 def test_mass_of_a_range_is_that_of_scipy():

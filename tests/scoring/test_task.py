@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import pytest
 import torch
 from oracles import adapted, assert_equal, episodes, initial, mlp, task
 
@@ -119,3 +120,26 @@ def test_regression_flags_what_lies_beyond_the_support():
     assert each["map/auroc"] == 0.5
     inside = Episode(episode.support, Examples(far[:1], far[:1].sin()))
     assert evaluate(algorithm, Meta(theta, {}), inside, None, steps=1, predictives=["map"]).each["map/auroc"].isnan()
+
+
+def test_scores_of_ones_own():
+    """For each predictive, as it is served and as trained; a name that is taken and what is no scalar are refused."""
+    model, likelihood = mlp(), Gaussian(0.5)
+    algorithm = MAML(model=model, likelihood=likelihood, inner_lr=0.1)
+    episode = task(episodes(likelihood, (2,), 1))
+
+    def scored(**own):
+        options = {"steps": 1, "predictives": ["map"], "served": {"map": {}}, "own": own}
+        return evaluate(algorithm, Meta(initial(model), {}), episode, None, **options).each
+
+    each = scored(apart=lambda predictive, y: ((predictive.mean - y) ** 2).mean())
+    assert_equal(each["map/apart"], each["map/mse"])
+    assert_equal(each["map/apart_raw"], each["map/mse_raw"])
+    with pytest.raises(ValueError, match=r"scores\.nll: expected a name of its own, got one that is taken"):
+        scored(nll=lambda predictive, y: y.mean())
+    with pytest.raises(
+        ValueError, match=r"scores\.all: expected a tensor without dimensions, for a task, got \[3, 1\]"
+    ):
+        scored(all=lambda predictive, y: y)
+    with pytest.raises(ValueError, match=r"scores\.one: expected a tensor without dimensions, for a task, got float"):
+        scored(one=lambda predictive, y: 1.0)

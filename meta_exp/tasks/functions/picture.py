@@ -60,7 +60,7 @@ def add_legend(figure: Figure, ax: Axes) -> None:
 
 
 def draw_task(ax: Axes, view: View, *, curve: bool = True) -> None:
-    """Draw one task, whose query points are a ``curve`` or else data; posterior draws do not stretch the axes."""
+    """Draw one task, whose query points are a ``curve`` or else data; draws do not stretch the axes."""
     assert view.band is not None
     mean, low, high = (values[:, 0] for values in view.band)
     grid, truth, steps = view.query_x[:, 0], view.query_y[:, 0], max(view.path)
@@ -78,8 +78,11 @@ def draw_task(ax: Axes, view: View, *, curve: bool = True) -> None:
     ax.plot(view.support_x[:, 0], view.support_y[:, 0], "o", color="C3", ms=5, label="support points", zorder=5)
     if view.draws is not None:
         drawn = view.draws[:DRAWS, :, 0].T
-        lines = ax.plot(grid, drawn, color="0.45", lw=0.5, alpha=0.7, zorder=1, scaley=False)
+        lines = ax.plot(grid, drawn, color="0.45", lw=0.5, alpha=0.7, zorder=1)
         lines[0].set_label("posterior draws")
+        for line in lines:
+            line.remove()  # and put back without its part in the limits
+            ax.add_artist(line)
     error = float(((mean - truth) ** 2).mean())
     over = f"the curve {error:.2f}" if curve else f"the query points {error:.3g}"
     ax.set_title(f"{len(view.support_x)} support points, MSE over {over}")

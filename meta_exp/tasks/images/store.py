@@ -27,10 +27,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import track
 
+from meta_exp.files import acquire
 from meta_exp.tasks.images.source import Listing, Pixels, Source, shorten
 
 FORMAT = 2  # raise it with any change of the layout, or of how a source is converted
@@ -119,7 +120,8 @@ def open_store(source: Source) -> ImageStore:
     with ExitStack() as stack:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(f"{file}.lock"))
+            _wait_for_turn(lock := FileLock(f"{file}.lock"), source)
+            stack.callback(lock.release)
             draft = file.with_suffix(".tmp")  # the lock is ours, so one name is enough
             stack.callback(draft.unlink, missing_ok=True)
             try:
@@ -138,6 +140,16 @@ def open_store(source: Source) -> ImageStore:
         _write(stream, source)
         draft.replace(file)
         return read_store(source)
+
+
+def _wait_for_turn(lock: FileLock, source: Source) -> None:
+    """Acquire ``lock``, and say it where that takes waiting."""
+    remedy = "set META_EXP_CACHE to a folder on another"
+    try:
+        acquire(lock, remedy, blocking=False)
+    except Timeout:
+        log.warning("Waiting for another process that prepares %s: it holds %s", source.name, lock.lock_file)
+        acquire(lock, remedy, blocking=True)
 
 
 def read_store(source: Source) -> ImageStore:

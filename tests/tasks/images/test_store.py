@@ -7,6 +7,7 @@ import resource
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import commands
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from meta_exp.tasks.images import store as store_module
 from meta_exp.tasks.images.source import Listing, Pixels, Source
@@ -246,6 +248,18 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(source: Source, cache: Path
     assert caught.value.filename == str(big.store_file)
     assert files(cache) == [".lock"]
     assert open_store(big).pixels.shape == (14, 400, 400, 1)
+
+
+def test_waiting_for_another_process_is_said(source: Source, caplog: pytest.LogCaptureFixture) -> None:
+    source.store_file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{source.store_file}.lock")
+    with ThreadPoolExecutor(1) as pool:
+        with lock:
+            opening = pool.submit(open_store, source)
+            commands.wait_for(lambda: "Waiting for another process that prepares" in caplog.text, "the line")
+            assert not opening.done()
+        assert opening.result(60).pixels.shape == SHAPE
+    assert str(lock.lock_file) in caplog.text
 
 
 def test_no_room_for_the_lock_is_an_error_too(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
