@@ -219,7 +219,10 @@ def heading(key: str) -> str:
 def _paired(pairs: list[tuple[Result, Result]], score: str, other: str) -> Estimate | None:
     a, b = pairs[0]
     if score in a.scores.each and other in b.scores.each:
-        each = [mean_and_half_width(_apart(x, y, score, other)) for x, y in pairs]
+        found = [_apart(x, y, score, other) for x, y in pairs]
+        if not all(map(len, found)):
+            return None
+        each = [mean_and_half_width(values) for values in found]
         return _estimate([mean for mean, _ in each], each[0][1], len(a.scores.each[score]))
     if f"test/{score}" in a.summary and f"test/{other}" in b.summary:  # pooled: no difference by task
         return _estimate([x.summary[f"test/{score}"] - y.summary[f"test/{other}"] for x, y in pairs], nan, 0)

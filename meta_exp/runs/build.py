@@ -28,6 +28,7 @@ from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_u
 from meta_exp.runs.names import run_name
 from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
 from meta_exp.tasks import fitness
+from meta_exp.tasks.measured import Measured
 from meta_exp.tasks.stream import TaskFamily, draw_tasks
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best, Last
 from meta_exp.training.data import TaskStream
@@ -84,7 +85,8 @@ class Run:
 def resolve(cfg: DictConfig) -> DictConfig:
     """Return a copy of a composed config with all that follows from it in its place: name, eta, tau, steps, references.
 
-    It is what is built, saved and shown on dashboards. Its values are those of the constructors' types.
+    It is what is built, saved and shown on dashboards. Its values are those of the constructors' types. A data set of
+    one's own is looked into, for what it decides.
 
     Raises:
         ValueError: a key is unknown or missing, or a value of the wrong type; or it is not the command's to choose.
@@ -103,6 +105,9 @@ def resolve(cfg: DictConfig) -> DictConfig:
     OmegaConf.resolve(cfg)
     imply_prior_precision(cfg)
     take_types(cfg)
+    family = constructor(cfg.dataset, "dataset")()
+    if isinstance(family, Measured):
+        cfg.dataset.update(family.measure())
     for key in _training_parts(cfg):
         take(OmegaConf.select(cfg, key), _part(cfg, key).keywords)
     if has_curvature(cfg) and "eta" in cfg.algorithm and cfg.algorithm.eta is None:

@@ -149,7 +149,10 @@ def _names(*given: Any) -> list[Any]:
 
 
 def _place_data(cfg: DictConfig) -> None:
-    """Forget where a stranger's run had its data, and that it was to be fetched; ``data`` stands in for a far place."""
+    """Forget where a stranger's run had its data, and that it was to be fetched; ``data`` stands in for a far place.
+
+    META_EXP_DATA is where data sets are that can be fetched; one's own folder is found by its name in there.
+    """
     if not OmegaConf.is_dict(cfg.dataset):
         return
     if "download" in cfg.dataset:
@@ -157,7 +160,11 @@ def _place_data(cfg: DictConfig) -> None:
     if "root" in cfg.dataset:
         saved = Path(str(cfg.dataset.root))
         near = not saved.is_absolute() and ".." not in saved.parts and not str(saved).startswith("~")
-        cfg.dataset.root = os.environ.get("META_EXP_DATA") or (str(saved) if near else "data")
+        shared = os.environ.get("META_EXP_DATA")
+        if "download" in cfg.dataset:
+            cfg.dataset.root = shared or (str(saved) if near else "data")
+        elif not near:
+            cfg.dataset.root = str(Path(shared or "data", saved.name.removeprefix("..") or "data"))
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:

@@ -57,11 +57,13 @@ def summarize(scores: Scores) -> dict[str, Any]:
     """Return ``test/tasks``, and the mean and half width of the 95 % interval over tasks of each score.
 
     The half width is Student's, t sd / sqrt(T). A pooled score, ``<predictive>/ece``, has none. A task that has failed
-    makes the mean NaN: no number says what it would have counted.
+    makes the mean NaN: no number says what it would have counted. A score that is defined for no task is left out:
+    where a split has no more classes than a task, nothing is foreign to it.
     """
     summary: dict[str, Any] = {"test/tasks": len(scores.each["loss"])}
     for name in scores.each:
-        summary[f"test/{name}"], summary[f"test/{name}_ci95"] = mean_and_half_width(defined(name, scores.each))
+        if len(known := defined(name, scores.each)):
+            summary[f"test/{name}"], summary[f"test/{name}_ci95"] = mean_and_half_width(known)
     for name, sums in scores.pooled.items():
         if "/reliability" in name:
             summary[f"test/{name.replace('reliability', 'ece')}"] = expected_calibration_error(sums)

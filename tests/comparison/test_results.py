@@ -90,6 +90,21 @@ def test_difference_is_paired_by_seed():
     assert pair.scores["mse"].over == "3 seeds"
 
 
+def test_a_score_that_no_task_has_is_none():
+    """Where a split has no more classes than a task, nothing is foreign; any other NaN is shown as it is."""
+
+    def scored(run, loss=0.0):
+        run.scores.each["map/auroc"] = torch.full((TASKS,), float("nan"))
+        run.scores.each["map/nll"] += loss
+        return run
+
+    configurations = group([scored(run, float("nan")) for seed in (0, 1) for run in (result(seed), llama(seed))])
+    for configuration in configurations:
+        assert configuration.estimate("map/auroc") is None
+        assert str(configuration.estimate("map/nll")) == "nan"
+    assert all("auroc" not in difference.scores for difference in differences(configurations))
+
+
 def test_only_runs_that_differ_in_algorithm_and_curvature_are_compared():
     assert not list(differences(group([result(0), llama(0, **{"optimizer.lr": 0.2})])))
     assert not list(differences(group([result(0), llama(1)])))

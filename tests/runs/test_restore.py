@@ -261,6 +261,37 @@ def test_a_saved_config_neither_fetches_nor_says_where_to_read(
     assert open_run(folder, ["dataset.download=true"]).family.download
 
 
+@pytest.mark.parametrize(
+    ("saved", "variable", "root"),
+    [
+        ("mine/letters", "", "mine/letters"),
+        ("mine/letters", "/data/sets", "mine/letters"),
+        ("/home/a/letters", "", "data/letters"),
+        ("/home/a/letters", "/data/sets", "/data/sets/letters"),
+        ("../..", "", "data/data"),
+        ("~", "", "data/~"),
+        ("/", "", "data/data"),
+    ],
+)
+def test_a_folder_of_ones_own_is_looked_for_by_its_name(sinusoid_run, tmp_path, monkeypatch, saved, variable, root):
+    """META_EXP_DATA holds what can be fetched, and is no answer to a folder of another name."""
+    folder = Path(shutil.copytree(sinusoid_run, tmp_path / "copy"))
+    settled = {"root": saved, "x": ["a"], "y": ["b"], "x_mean": [0], "x_std": [1], "y_mean": [0], "y_std": [1]}
+    edit(folder, lambda cfg: cfg.update(dataset={"_target_": "meta_exp.tasks.CsvTasks", **settled}))
+    monkeypatch.setenv("META_EXP_DATA", variable)
+    assert open_run(folder).family.root == root
+
+
+def test_a_saved_config_reads_no_lists_elsewhere(character_run, tmp_path):
+    folder = Path(shutil.copytree(character_run, tmp_path / "copy"))
+    edit(
+        folder,
+        lambda cfg: cfg.update(dataset={"_target_": "meta_exp.tasks.ImageFolder", "root": "x", "splits": "/etc"}),
+    )
+    with pytest.raises(ValueError, match=r"dataset.splits: expected a folder below dataset.root, got /etc"):
+        open_run(folder)
+
+
 def test_everything_in_conf_may_be_named():
     named = set()
     for group in CONF.iterdir():

@@ -75,6 +75,8 @@ def test_only_an_auroc_may_be_undefined():
     summary = summarize(Scores({"loss": values, "map/auroc": values, "map/nll": torch.ones(3)}, {}))
     assert summary["test/map/auroc"] == 0.75
     assert math.isnan(summary["test/loss"])
+    nothing_foreign = {"map/auroc": torch.full((3,), float("nan")), "map/nll": torch.ones(3)}
+    assert not [name for name in summarize(Scores({"loss": values} | nothing_foreign, {})) if "auroc" in name]
     failed = summarize(Scores({"loss": values, "map/auroc": values, "map/nll": values}, {}))
     assert math.isnan(failed["test/map/auroc"])
 
