@@ -160,18 +160,20 @@ def imply_prior_precision(cfg: DictConfig) -> None:
     if not has_curvature(cfg) or cfg.curvature.get("prior_precision", 1.0) is not None:
         return
     cfg.curvature.prior_precision = 1.0
-    likelihood = constructor(cfg.likelihood, "likelihood")()
+    likelihood = _part(cfg, "likelihood")()
     if likelihood.targets != "classes" and not cfg.curvature.get("learned"):
-        structure: Any = constructor(cfg.curvature, "curvature").func
+        structure: Any = _part(cfg, "curvature").func
         cfg.curvature.prior_precision = structure.default_prior_precision
         return
-    descends = cfg.algorithm.get("inner_loop", "gradient") == "gradient"
-    steps, lr = cfg.algorithm.inner_steps if descends else 0, cfg.algorithm.get("inner_lr")
+    algorithm = _part(cfg, "algorithm").keywords
+    descends = algorithm.get("inner_loop", "gradient") == "gradient"
+    steps, lr = algorithm.get("inner_steps", 1) if descends else 0, algorithm.get("inner_lr")
     if steps and lr:
         key, remedy = "curvature.prior_precision=null", "give a number"
         require("shots" in cfg.dataset, key, "a data set with a number of shots", "none", remedy)
-        points = cfg.dataset.shots * cfg.dataset.get("ways", 1)
-        scale = likelihood.nll_per_loss(points, constructor(cfg.dataset, "dataset")().outputs)
+        given = _part(cfg, "dataset")
+        points = given.keywords["shots"] * given.keywords.get("ways", 1)
+        scale = likelihood.nll_per_loss(points, given().outputs)
         cfg.curvature.prior_precision = float(scale / (steps * lr))
 
 

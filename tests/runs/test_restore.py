@@ -298,7 +298,7 @@ def test_everything_in_conf_may_be_named():
         if group.is_dir() and group.name not in ("hydra", "experiment"):
             for file in group.glob("*.yaml"):
                 part = yaml.safe_load(file.read_text()) or {}
-                part = part.get(group.name, part) if "defaults" in part else part
+                part = part.get(group.name, part)
                 refuse_unsafe({group.name: _plain(part)})
                 named |= {(group.name, target.rpartition(".")[0]) for target in _targets(part)}
     assert named == {*MODULES.items(), *((group, module) for group in NEVER_BUILT for module in NEVER_BUILT[group])}
