@@ -18,7 +18,8 @@ Give an older run what today's are served with, fitted values and conformal thre
   uv run evaluate.py RUN calibrate=true
 
 Use a run on a new task, and write predictions.csv:
-  uv run evaluate.py RUN support=seen.csv query=ask.csv    regression: columns of x, then of y; with or without a header
+  uv run evaluate.py RUN support=seen.csv query=ask.csv    numbers: columns of x, then of y, with or without a header;
+                                                           of a run on tables its columns by their names
   uv run evaluate.py RUN support=letters query=scans       images: a folder with a sub-folder a class, and a folder
 
 Keys for a new task:

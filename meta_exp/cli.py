@@ -26,9 +26,7 @@ from meta_exp.terminal import PlainFormatter, open_streams, plain, plain_lines
 ENDED_BY = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
 END_S = 3.0  # for what is to be put away at the end of a process that was asked to end
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LESS_MEMORY = (
-    "take fewer tasks at once by chunk_size=1 or more, train with checkpoint_steps=true, or take a smaller model"
-)
+LESS_MEMORY = "try a smaller chunk_size, down to 1, or checkpoint_steps=true in training, or a smaller model"
 EXTRAS = {"hydra_submitit_launcher": "slurm", "hydra_ray_launcher": "ray"}  # that bring Hydra's plugins
 
 

@@ -30,6 +30,7 @@ from meta_exp.terminal import plain
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 NUMBER = re.compile(r"[+-]?[\d.]+([eE][+-]?\d+)?", re.ASCII)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # as some network file systems answer
+PART = re.compile(r"\.[0-9a-f]{16}\.part")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # by which a spreadsheet takes a cell for one, and runs it
 
 
@@ -149,9 +150,11 @@ def require_writable(folder: Path, remedy: str) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write in ``folder``."""
-    for part in folder.glob(".????????????????.part"):
-        part.unlink()
+    """Remove what processes that were killed had begun to write in ``folder`` and below it; links are not followed."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            if PART.fullmatch(name):
+                Path(place, name).unlink()
 
 
 def _defused(value: Any) -> Any:

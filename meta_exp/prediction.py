@@ -59,14 +59,14 @@ def predict(
     """
     closed = kind == "map" or (kind == "linearized" and likelihood.closed_form)
     if closed and posterior is not None and posterior.at_mode:
-        at_mode, covariance = (value.to(x.dtype) for value in posterior.moments(x))
-        return Prediction(at_mode[None], torch.zeros_like(covariance) if kind == "map" else covariance)
+        at_mode, covariance = posterior.moments(x)
+        return Prediction(at_mode.to(x.dtype)[None], torch.zeros_like(covariance) if kind == "map" else covariance)
     mean = network(theta_i, x)
     if kind == "map":
         return mixture(mean[None])
     assert posterior is not None
     if kind == "linearized" and likelihood.closed_form:
-        return Prediction(mean[None], posterior.functional_variance(x).to(mean.dtype))
+        return Prediction(mean[None], posterior.functional_variance(x))
 
     linear = kind == "linearized" or posterior.at_mode
 

@@ -7,12 +7,14 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
+from PIL import Image
 
 from meta_exp.runs.build import resolve
 from meta_exp.runs.train import train
@@ -94,6 +96,40 @@ def character_run(trained: Callable[..., Path], omniglot_root: Path) -> Path:
     quick = ["algorithm.first_order=true", "chunk_size=null", "optimizer.lr=0.005", "trainer.max_steps=200"]
     names = ["dataset=omniglot", "algorithm=maml", "dataset.split_by=alphabet", "validation_tasks=10"]
     return trained("characters", "trainer=smoke", *names, *small, *quick, "trainer.val_check_interval=200")
+
+
+@pytest.fixture(scope="session")
+def own_images(shared: Path) -> Path:
+    """Grey pictures of one's own, 12 x 10: ten classes, a dark bar on light each at its place, 16 of each or more."""
+    folder = shared / "own_images"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            draft, rng = shared / "own_images.draft", np.random.default_rng(0)
+            for c in range(10):
+                (draft / f"bar{c}").mkdir(parents=True)
+                for i in range(16 + c % 3):
+                    pixels = rng.integers(200, 256, (12, 10), np.uint8)
+                    pixels[c + 1, 2:8] = rng.integers(60)
+                    Image.fromarray(pixels).save(draft / f"bar{c}" / f"{i}.png")
+            draft.rename(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def own_tables(shared: Path) -> Path:
+    """Tables of one's own: twelve tasks of 24 rows or more, fuel = base + slope (speed - 100) in units far from 1."""
+    folder = shared / "own_tables"
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.exists():
+            draft, rng = shared / "own_tables.draft", np.random.default_rng(0)
+            draft.mkdir()
+            for car in range(12):
+                base, slope = rng.uniform(5000, 9000), rng.uniform(10, 90)
+                speed = rng.uniform(50, 150, 24 + car % 4)
+                rows = [f"{v:.3f},{base + slope * (v - 100) + rng.normal() * 20:.2f}" for v in speed]
+                (draft / f"car{car:02}.csv").write_text("speed,fuel\n" + "\n".join(rows) + "\n")
+            draft.rename(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -149,7 +149,7 @@ def test_a_signal_does_not_wait_for_a_compilation(tmp_path):
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         with commands.begun(command, tmp_path, variables) as process:
-            commands.wait_for(lambda: "run folder" in process.stdout, "its start", process)
+            commands.wait_for(lambda: "compiling" in process.stdout, "its first step", process)
             process.send(number)
             assert process.wait() == code
             commands.wait_for(lambda: not process.left(), "the compiler's end", process)
@@ -174,19 +174,20 @@ runpy.run_path({script!r}, run_name="__main__")
 @pytest.mark.parametrize(
     ("number", "place", "said"),
     [
-        ("SIGINT", "pictures.draw_or_warn", "the run is done, only pictures may be missing: run/metrics.json"),
-        ("SIGTERM", "train.print_table", "the run is done, only pictures may be missing: run/metrics.json"),
-        ("SIGINT", "train.score_tasks", "the training is done; the same command tests it: run"),
+        ("SIGINT", "train.print_table", "the run is done"),
+        ("SIGTERM", "pictures.draw_or_warn", "the training is done; the same command goes on with its test"),
+        ("SIGINT", "train.score_tasks", "the training is done; the same command goes on with its test"),
     ],
 )
 def test_a_signal_after_the_training_says_what_is_done(tmp_path, number, place, said):
     arguments = [*SMOKE, "logger=none", "hydra.run.dir=run"]
     script = INTERRUPTED.format(number=number, place=place, arguments=arguments, script=str(REPO / "train.py"))
-    done = commands.finished([sys.executable, "-c", script], tmp_path)
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    done = commands.finished([sys.executable, "-c", script], tmp_path, variables)
     assert done.returncode == 128 + getattr(signal, number)
-    assert done.stdout.splitlines()[-1] == said
+    assert done.stdout.splitlines()[-1].startswith(f"{said}: {tmp_path / 'run'}")
     assert done.stderr.splitlines()[-1] == f"ended by {number}"
-    assert (tmp_path / "run" / "metrics.json").exists() == ("is done, only" in said)
+    assert (tmp_path / "run" / "metrics.json").exists() == ("the run" in said)
 
 
 def test_damaged_files_of_a_run_that_goes_on_are_named(tmp_path):
@@ -200,7 +201,7 @@ def test_damaged_files_of_a_run_that_goes_on_are_named(tmp_path):
         result = train(tmp_path, *single)
         assert result.returncode == 1
         last = result.stderr.splitlines()[-1]
-        assert last.startswith("error: run/metrics.json: expected the metrics of a run, got " + got)
+        assert last.startswith(f"error: {run / 'metrics.json'}: expected the metrics of a run, got {got}")
         assert again in last
         assert "Traceback" not in result.stderr
     (run / "metrics.json").unlink()
@@ -209,7 +210,7 @@ def test_damaged_files_of_a_run_that_goes_on_are_named(tmp_path):
         result = train(tmp_path, *single)
         assert result.returncode == 1
         last = result.stderr.splitlines()[-1]
-        assert last.startswith("error: run/last.ckpt: expected a whole checkpoint, got "), last
+        assert last.startswith(f"error: {run / 'last.ckpt'}: expected a whole checkpoint, got "), last
         assert last.endswith("; remove last.ckpt and best.ckpt, and the same command begins the run anew")
         os.truncate(run / "last.ckpt", 5000)
     (run / "last.ckpt").unlink()
@@ -223,7 +224,7 @@ IN_SMALL_DISK = "mount -t tmpfs -o size={size} none disk && exec {command}"
     not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], check=False).returncode != 0,
     reason="a disk of one's own takes unshare, and namespaces of users",
 )
-@pytest.mark.parametrize("size", ["16k", "64k", "120k"])
+@pytest.mark.parametrize("size", ["16k", "64k"])
 def test_a_full_disk_is_one_line(tmp_path, size):
     """Whatever of a run meets it first: its config, its log, its checkpoints, its history."""
     (tmp_path / "disk").mkdir()
@@ -251,25 +252,25 @@ def test_same_command_same_numbers(tmp_path):
 REFUSED = {
     "algorithm.iner_lr=1": "No such key algorithm.iner_lr; did you mean inner_lr?",
     "sed=1": "No such key sed; did you mean seed?",
-    "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': llama llama_predictive maml",
+    "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': abml anil bmaml boil llama",
     "name=a=b": """name=a=b: expected key=value in Hydra's grammar, got mismatched input '='""",
     "algorithm.inner_lr=0": "algorithm.inner_lr: expected a learning rate > 0, got 0",
     "hydra.run.dir=file/below": "file",
     "optimizer.lr=1e30": "Try a smaller optimizer.lr or trainer.gradient_clip_val=1",
-    "algorithm.inner_lr=1e30": "the inner loop diverges, in step 1 of 1",
-    "model.widths=[1000000,1000000]": "chunk_size=1 or more, set checkpoint_steps=true, or take a smaller model",
+    "algorithm=maml algorithm.inner_lr=1e30": "the inner loop diverges, in step 1 of 1",
+    "model.widths=[1000000,1000000]": "a smaller chunk_size, down to 1, or checkpoint_steps=true in training",
 }
 
 
 @pytest.mark.parametrize("override", REFUSED)
 def test_one_line_and_exit_code_1(tmp_path, override):
     (tmp_path / "file").write_text("a file where a folder is wanted")
-    result = train(tmp_path, override, "trainer=smoke", "logger=none")
+    result = train(tmp_path, *override.split(), "trainer=smoke", "logger=none")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert REFUSED[override] in result.stderr.splitlines()[-1]
     assert result.stderr.splitlines()[-1].startswith("error: ")
-    if override.startswith("algorithm.inner_lr=1e30"):
+    if "algorithm.inner_lr=1e30" in override:
         assert "clip" not in result.stderr
     if "optimizer.lr=1e30" in override:  # the last good weights are kept
         (folder,) = (tmp_path / "outputs" / "sinusoid").iterdir()
@@ -313,7 +314,7 @@ def test_help_is_for_people_and_quick(tmp_path):
     assert result.returncode == 0
     assert result.stdout.count("uv run train.py") >= 5
     for words in (
-        "algorithm: llama, llama_predictive, maml",
+        "algorithm: abml, anil, bmaml, boil, llama, llama_predictive, maml, maml_plus_plus, meta_sgd,",
         "dataset: harmonic, linear, mini_imagenet, omniglot, sinusoid, step",
         "curvature: diagonal, ggn, hessian, kfac, last_layer, none",
     ):

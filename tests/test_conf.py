@@ -30,11 +30,28 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
 }
 CURVATURES = sorted(file.stem for file in (CONF / "curvature").glob("*.yaml"))
 OF_THEIR_OWN = ("abml", "bmaml", "platipus")  # posteriors
+OWN = {  # data of one's own, and the settings that it needs
+    "image_folder": ("own_images", ["dataset.image_size=28", "dataset.channels=1", "dataset.ways=2"]),
+    "csv": ("own_tables", []),
+}
 REFUSAL = r"[a-z_.]+=?\w*: expected .+, got .+"  # a key, and one line
 
 
 def options(group):
     return sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def own(request):
+    """The overrides that bring a data set of one's own its data."""
+
+    def overrides(dataset):
+        if dataset not in OWN:
+            return []
+        fixture, settings = OWN[dataset]
+        return [f"dataset.root={request.getfixturevalue(fixture)}", *settings]
+
+    return overrides
 
 
 def builds(cfg):
@@ -49,8 +66,8 @@ def builds(cfg):
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_builds(config, option):
-    run = build(config(*NEEDS.get(option, []), option))
+def test_every_option_builds(config, own, option):
+    run = build(config(*NEEDS.get(option, []), option, *own(option.removeprefix("dataset="))))
     assert run.trainer.max_steps >= 1
     assert run.learner.evaluation_steps >= min(run.learner.algorithm.inner_steps, 1)
 
@@ -66,15 +83,15 @@ def parts(tmp_path_factory):
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))
-def test_every_choice_builds_where_it_has_a_meaning(config, parts, tmp_path, dataset):
+def test_every_choice_builds_where_it_has_a_meaning(config, parts, own, tmp_path, dataset):
     """What has none: Conv4 without images, LLAMA without a curvature, the dense Hessian of a large network.
 
     llama_predictive takes a curvature that finds the mode, and for classes likelihood=probit; what has a posterior of
     its own takes no curvature. Models and curvatures are put into one composed config for each algorithm.
     """
-    images = dataset in ("omniglot", "mini_imagenet")
+    images = dataset in ("omniglot", "mini_imagenet", "image_folder")
     for algorithm in options("algorithm"):
-        cfg = config(f"dataset={dataset}", f"algorithm={algorithm}", run_dir=tmp_path)
+        cfg = config(f"dataset={dataset}", f"algorithm={algorithm}", *own(dataset), run_dir=tmp_path)
         assert (cfg.choices.dataset, cfg.choices.algorithm) == (dataset, algorithm)
         for model, curvature in product(options("model"), CURVATURES):
             cfg.model, cfg.curvature = parts["model"][model], parts["curvature"][curvature]

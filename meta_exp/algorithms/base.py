@@ -14,7 +14,8 @@ production) is written once against this class and knows no algorithm by name. S
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +133,15 @@ class Algorithm(ABC):
         likelihood = self.likelihood.at(meta.hyper)
         return prediction.predict(kind, self.network, params, x, likelihood, posterior, draws)
 
+    def curved(self, episode: Episode) -> Examples:
+        """Return the data of the task whose curvature the objective takes; here the support set."""
+        return episode.support
+
+    @property
+    def holds_to_theta(self) -> bool:
+        """Whether the objective holds theta_i to theta, the more the larger tau is."""
+        return False
+
     @property
     def steps_by_hyper(self) -> bool:
         """Whether the path depends on what calibration fits."""
@@ -148,6 +158,11 @@ class Algorithm(ABC):
     def name(self) -> str:
         """Its name in conf/algorithm/, which is its file's."""
         return type(self).__module__.rpartition(".")[2]
+
+    def exact(self) -> Self:
+        """Return the same as evaluation and production take it, without what training alone saves on."""
+        curvature = self.curvature and self.curvature.exact()
+        return self if curvature is self.curvature else replace(self, curvature=curvature)
 
     def free(self) -> dict[str, Learned]:
         """Return what may be fitted after training to what is served."""

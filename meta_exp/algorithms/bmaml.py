@@ -6,8 +6,9 @@ r"""Bayesian MAML (Yoon, Kim, Dia, Kim, Bengio and Ahn 2018): S networks, adapte
 
 All S starts are learned. The kernel's gradient repels; the attraction is the mean loss that every inner loop here
 descends, so that with w = 1 this is SVGD on p(S_i | phi), at sigma^2 = 1/2 for a Gaussian and with a flat prior, at the
-rate alpha / N. One particle is MAML. With ``chaser`` the objective is instead the way to where the particles go on to
-when they see both sets, which is not differentiated:
+rate alpha / N. Particles share alpha out: those far apart move at alpha / S each. One particle is MAML. With
+``chaser`` the objective is instead the way to where the particles go on to when they see both sets, which is not
+differentiated:
 
     objective_i = sum_s ||theta_s^K - leader_s||^2,    leader = SVGD(theta^K; S_i and Q_i), ``leader_steps`` times
 

@@ -23,7 +23,7 @@ from meta_exp.algorithms.maml import MAML
 from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature import Curvature
 from meta_exp.hyper import Learned
-from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.episode import Episode, Examples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,15 @@ class LLAMA(MAML):
         """Eta, given or the curvature's default."""
         return self.curvature.default_eta if self.eta is None else self.eta
 
+    def curved(self, episode: Episode) -> Examples:
+        """Return the support or query set, as ``data`` says."""
+        return episode.support if self.data == "support" else episode.query
+
+    @property
+    def holds_to_theta(self) -> bool:
+        """Whether there is a prior term."""
+        return self.prior_term
+
     def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: sigma and tau, if asked."""
         return self.likelihood.hyperparameters() | self.curvature.hyperparameters()
@@ -64,7 +73,7 @@ class LLAMA(MAML):
     def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
         """Return the objective at theta_i, and the log det."""
         theta_i = path[-1]
-        posterior = self.posterior(theta_i, getattr(episode, self.data), meta)
+        posterior = self.posterior(theta_i, self.curved(episode), meta)
         assert posterior is not None
         nll = self.query_nll(theta_i, posterior, episode, meta)
         log_det = posterior.log_det_ratio().to(nll.dtype)

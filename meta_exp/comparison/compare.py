@@ -48,7 +48,8 @@ from meta_exp.runs.names import override_folder
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
-from meta_exp.runs.test_set import score_tasks
+from meta_exp.runs.test_set import describe_failed, score_tasks
+from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.terminal import cell, plain
 from meta_exp.training.data import CONFORMAL_TASKS, EvaluationBatches, fresh_batches
 from meta_exp.training.learning_curve import read_curve
@@ -101,6 +102,9 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
         say(f"left out: {folder}: {reason}")
     for folder, reason in twice.items():
         say(f"trained twice: {folder}: {reason}")
+    for result in results:
+        if failed := failed_tasks(result.scores.each):
+            say(f"{result.folder}: {describe_failed(failed, len(result.scores.each['loss']))}")
     if out != folders[0]:
         make_folder(out)
     if kept := write_csv(out / "results.csv", results, settings):

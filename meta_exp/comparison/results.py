@@ -3,7 +3,7 @@ r"""Results of several runs: grouped into configurations, averaged with interval
 Runs whose configs differ in nothing but the seed are one configuration. Its score is the mean over its runs; the
 interval is Student's t over seeds where there are two or more, else over the tasks of the one run:
 
-    over seeds:  t_{0.975, n-1} sd / sqrt(n)         over tasks:  1.96 sd / sqrt(T)
+    over n seeds or tasks:  t_{0.975, n-1} sd / sqrt(n)
 
 LLAMA is compared with MAML by seed and task: both have adapted to the same test tasks, so that the differences
 d_st vary less than the scores; d_s, their mean over tasks, is averaged over seeds as above.
@@ -12,18 +12,18 @@ d_st vary less than the scores; d_s, their mean over tasks, is averaged over see
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite, nan, sqrt
+from math import isfinite, nan
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from scipy.special import stdtrit
+from torch import Tensor
 
 from meta_exp.config.keys import Keys, is_identity, within
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
-from meta_exp.runs.test_set import mean_and_half_width, summarize
+from meta_exp.runs.test_set import half_width, mean_and_half_width, summarize
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores
 from meta_exp.scoring.yardstick import BAYES
@@ -219,18 +219,28 @@ def heading(key: str) -> str:
 def _paired(pairs: list[tuple[Result, Result]], score: str, other: str) -> Estimate | None:
     a, b = pairs[0]
     if score in a.scores.each and other in b.scores.each:
-        each = [mean_and_half_width(defined(score, x.scores.each[score] - y.scores.each[other])) for x, y in pairs]
+        found = [_apart(x, y, score, other) for x, y in pairs]
+        if not all(map(len, found)):
+            return None
+        each = [mean_and_half_width(values) for values in found]
         return _estimate([mean for mean, _ in each], each[0][1], len(a.scores.each[score]))
     if f"test/{score}" in a.summary and f"test/{other}" in b.summary:  # pooled: no difference by task
         return _estimate([x.summary[f"test/{score}"] - y.summary[f"test/{other}"] for x, y in pairs], nan, 0)
     return None
 
 
+def _apart(of: Result, to: Result, score: str, other: str) -> Tensor:
+    """Return the differences of a score [T] on the tasks that have one."""
+    kind, to_kind = (name.rpartition("/")[0] for name in (score, other))
+    pairs = [(score, other), (f"{kind}/nll", f"{to_kind}/nll")]
+    return defined(score, {a: of.scores.each[a] - to.scores.each[b] for a, b in pairs})
+
+
 def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
     n = len(means)
     if n == 1:
         return Estimate(means[0], half, f"{tasks} tasks" if half == half else "")
-    return Estimate(fmean(means), float(stdtrit(n - 1, 0.975)) * stdev(means) / sqrt(n), f"{n} seeds")
+    return Estimate(fmean(means), half_width(stdev(means), n), f"{n} seeds")
 
 
 def _same_but_algorithm(a: Keys, b: Keys) -> bool:

@@ -16,8 +16,12 @@ SCORED = ("test_tasks", "samples", "predictives")  # what is computed once it is
 VALIDATED = ("evaluation_steps",)  # and what its validation goes by too, so that it may change when that is over
 PLACED = ("run_dir", "run_name")  # set by the folder
 NOT_IN_NAME = ("experiment", "trust", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
+MEASURED = tuple(f"dataset.{key}" for key in ("mean", "std", "x_mean", "x_std", "y_mean", "y_std"))  # by its data
 MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *SCORED, *PLACED)  # when a run goes on
-NOT_COMPARED = ("seed", "name", "format", "callbacks", "scores", "conformal_tasks", *COMPUTED, *WATCHED, *PLACED)
+NOT_COMPARED = (
+    *("seed", "name", "format", "callbacks", "scores", "conformal_tasks"),
+    *(*COMPUTED, *WATCHED, *PLACED, *MEASURED),
+)
 
 
 def within(key: str, prefixes: Sequence[str]) -> bool:

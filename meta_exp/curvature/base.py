@@ -71,10 +71,12 @@ class Curvature(ABC):
         learned: learn log tau with theta, which takes LLAMA's prior term.
 
     Attributes:
+        default_prior_precision: tau of regression, where none is given.
         default_eta: LLAMA's weight of this structure's log det; those of different structures are not comparable.
         finds_mode: whether posteriors can be around the mode.
     """
 
+    default_prior_precision: ClassVar[float] = 1000.0
     default_eta: ClassVar[float] = 0.05
     finds_mode: ClassVar[bool] = False
 
@@ -99,6 +101,10 @@ class Curvature(ABC):
 
         Its mean is theta_i, or with ``prior_mean`` theta the mode of the linear model.
         """
+
+    def exact(self) -> "Curvature":
+        """Return the structure as evaluation and production take it, without what training alone saves on."""
+        return self
 
     def noise(
         self, generator: torch.Generator, shape: tuple[int, ...], theta: Params, points: int, likelihood: Likelihood

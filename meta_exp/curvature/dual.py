@@ -8,6 +8,7 @@ the small matrix M = I + G G^T / tau (R x R, float64, Cholesky):
     variance        J* H^-1 J*^T = (J* J*^T - (J* G^T) M^-1 (J* G^T)^T / tau) / tau
 
 M >= I whatever the rank of G, so that its Cholesky factor needs no jitter: G is taken to float64 before the product.
+Where its eigenvalues exceed 1e15 float64 has lost the I, and everything is NaN (``spectrum.cholesky``).
 The ratio is what is optimised and logged: P log tau alone reaches 1e5 and would ruin float32.
 """
 
@@ -20,6 +21,7 @@ from meta_exp.adaptation import Params
 from meta_exp.curvature.base import Curvature, Posterior, draw_normal
 from meta_exp.curvature.mode import DualNoise, ModePosterior
 from meta_exp.curvature.rows import Directions, Jacobian, OutputsRows, Rows, identity_directions, to_matrix, to_params
+from meta_exp.curvature.spectrum import cholesky
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
@@ -33,8 +35,7 @@ class DualPosterior(Posterior):
         gram = sum(block.gram(block) for block in rows.values())
         assert isinstance(gram, Tensor)
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        # cholesky_ex: values that are not finite go through to the objective, whose guard names the remedy
-        self.factor = torch.linalg.cholesky_ex(eye + gram / self.tau).L
+        self.factor = cholesky(eye + gram / self.tau)
 
     def log_det_ratio(self) -> Tensor:
         """Log det H - P log tau >= 0, in float64."""

@@ -17,10 +17,12 @@ signs is exact, in coupled networks too; the log det is concave in them, so that
 passes. Signs are read from a fixed table at an offset that the task's inputs give: they vary between tasks, so that
 their errors average out in training and no direction of the outputs is left out for good; and for one task they are
 constants, so that the objective stays a function of theta alone, whatever the step, chunk or device, and no random
-generator runs inside vmap.
+generator runs inside vmap. That is for training: evaluation and production, where a task's variances would be off by a
+factor of two either way, take all passes (``exact``).
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -68,10 +70,16 @@ class KroneckerPrecision(LayerPrecision):
         return ((z + correction) * self.tau.rsqrt()).to(z.dtype)
 
     def variance(self, rows: Block, outputs: int) -> Tensor:
-        """Covariances of the inner products: the rows' own over tau, less what the eigenbases take from them."""
+        """Covariances of the inner products: squares of what the eigenbases see and of the rest, no difference of two.
+
+        A difference would lose a small variance, and its sign, where tau is next to nothing.
+        """
         values, left, right = self._basis()
-        seen = rows.project(left, right) * (values / (1 + values)).sqrt()
-        return (rows.squares(outputs) - squares(seen.flatten(1), outputs)) / self.tau
+        dense = rows.dense().double()
+        seen = left.T @ dense @ right
+        rest = dense - left @ seen @ right.T
+        scaled = seen * (1 + values).rsqrt()
+        return (squares(scaled.flatten(1), outputs) + squares(rest.flatten(1), outputs)) / self.tau
 
     def _basis(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues of B (x) A over tau, [K_B, K_A], and eigenvectors of B [O, K_B] and A [I, K_A]."""
@@ -88,7 +96,7 @@ class KFAC(Curvature):
         input_shape: features of one input.
         prior_precision: tau > 0 of the prior N(theta, I / tau).
         learned: learn log tau with theta, which takes LLAMA's prior term.
-        probes: backward passes for the output gradients; None for all of them, exact.
+        probes: backward passes for the output gradients in training; None for all of them, exact.
         seed: of the table of signs.
     """
 
@@ -137,6 +145,14 @@ class KFAC(Curvature):
                 a, columns = _inputs(layer, a)
                 precisions[name] = KroneckerPrecision(a / len(a) ** 0.5, _gradients(g), tau, columns)
         return LayerwisePosterior(precisions, self.taps, params)
+
+    def exact(self) -> "KFAC":
+        """Return the same with all backward passes: a task is used once, and no other makes up for its signs."""
+        if self.probes is None:
+            return self
+        whole = copy(self)
+        whole.probes = None
+        return whole
 
     def signs(self, x: Tensor, rank: int) -> Tensor:
         """Return the task's signs [probes, N, rank], a function of its inputs alone."""

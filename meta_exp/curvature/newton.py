@@ -14,15 +14,17 @@ so that the derivative of that one step is the derivative of the mode (the impli
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
+from meta_exp.curvature.spectrum import cholesky
 from meta_exp.likelihoods import Likelihood
 
-NEWTON_STEPS = 16  # converge quadratically; 5-way 1-shot takes four, 20 classes under a weak prior more
-HALVINGS = 12  # of a step that overshoots
+NEWTON_STEPS = 16  # converge quadratically; classes take four, under a very weak prior ten or more
+HALVINGS = 16  # of a step that overshoots
 
 
 class Solver(ABC):
@@ -31,10 +33,6 @@ class Solver(ABC):
     @abstractmethod
     def apply(self, v: Tensor) -> Tensor:
         """Return Q v for v [N C, k]."""
-
-    @abstractmethod
-    def half(self, v: Tensor) -> Tensor:
-        """Return F with F^T F = v^T Q v for v [N C, k], [rows, k]."""
 
     @abstractmethod
     def draw(self, v: Tensor, xi: Tensor) -> Tensor:
@@ -52,8 +50,7 @@ class DenseSolver(Solver):
         self.root = root
         rotated = self._down(self._down(kernel).T)
         eye = torch.eye(len(rotated), dtype=kernel.dtype, device=kernel.device)
-        # cholesky_ex: values that are not finite go through to the objective, whose guard names the remedy
-        self.factor = torch.linalg.cholesky_ex(eye + rotated).L
+        self.factor = cholesky(eye + rotated)
 
     def _down(self, v: Tensor) -> Tensor:
         """Return S^T v."""
@@ -65,7 +62,7 @@ class DenseSolver(Solver):
         return torch.einsum("ncq,nqk->nck", self.root, solved).flatten(0, 1)
 
     def half(self, v: Tensor) -> Tensor:
-        """Return L^-1 S^T v with L L^T = M."""
+        """Return F = L^-1 S^T v with L L^T = M, so that F^T F = v^T Q v, [N Q, k]."""
         return torch.linalg.solve_triangular(self.factor, self._down(v), upper=False)
 
     def draw(self, v: Tensor, xi: Tensor) -> Tensor:
@@ -78,12 +75,15 @@ class DenseSolver(Solver):
         return 2 * self.factor.diagonal().log().sum()
 
 
-class Mode(NamedTuple):
+Found = TypeVar("Found", bound=Solver)
+
+
+class Mode(NamedTuple, Generic[Found]):
     """The mode in function space: ``a`` [N, C], outputs ``f`` [N, C], and the solver there."""
 
     a: Tensor
     f: Tensor
-    solver: Solver
+    solver: Found
 
 
 def find_mode(
@@ -91,8 +91,8 @@ def find_mode(
     prior_mean: Tensor,
     y: Tensor,
     multiply: Callable[[Tensor], Tensor],
-    solve: Callable[[Tensor], Solver],
-) -> Mode:
+    solve: Callable[[Tensor], Found],
+) -> Mode[Found]:
     """Return the mode of -log p(y | f) + (f - m)^T K^-1 (f - m) / 2.
 
     Args:
@@ -105,9 +105,7 @@ def find_mode(
 
     def step(f: Tensor) -> Tensor:
         """Return the a of Newton's next iterate from f."""
-        root = likelihood.hessian_sqrt(f)
-        b = torch.einsum("ncq,nq->nc", root, torch.einsum("ncq,nc->nq", root, f - prior_mean)) + likelihood.pull(f, y)
-        b = b.flatten()[:, None]
+        b = (likelihood.weigh(f, f - prior_mean) + likelihood.pull(f, y)).flatten()[:, None]
         return (b - solve(f).apply(multiply(b)))[:, 0]
 
     if likelihood.quadratic:
@@ -118,16 +116,16 @@ def find_mode(
     def energy(a: Tensor, k_a: Tensor) -> Tensor:
         return likelihood.nll(prior_mean + k_a.view_as(prior_mean), y) + a @ k_a / 2
 
+    scales = 0.5 ** torch.arange(HALVINGS + 1, dtype=prior_mean.dtype, device=prior_mean.device)[:, None]
     a, k_a = torch.zeros_like(prior_mean).flatten(), torch.zeros_like(prior_mean).flatten()
+    f = torch.zeros_like(prior_mean)  # where nothing is sure: at m it may be, of a wrong class, and steps overshoot
     for _ in range(NEWTON_STEPS):
-        # derivatives are those of the last step alone
-        way = (step((prior_mean + k_a.view_as(prior_mean)).detach()) - a).detach()
+        way = (step(f) - a).detach()  # derivatives are those of the last step alone
         k_way = multiply(way[:, None])[:, 0].detach()
-        scales = [0.5**k for k in range(HALVINGS + 1)]
-        energies = torch.stack([energy(a + s * way, k_a + s * k_way) for s in scales]).nan_to_num(nan=torch.inf)
-        best = (torch.arange(len(scales), device=a.device) == energies.detach().argmin()).to(a)
-        scale = best @ torch.tensor(scales, dtype=a.dtype, device=a.device)
+        energies = vmap(energy)(a + scales * way, k_a + scales * k_way).detach().nan_to_num(nan=torch.inf)
+        scale = 0.5 ** energies.argmin()
         a, k_a = a + scale * way, k_a + scale * k_way
-    a = step((prior_mean + k_a.view_as(prior_mean)).detach())
+        f = (prior_mean + k_a.view_as(prior_mean)).detach()
+    a = step(f)
     f = prior_mean + multiply(a[:, None]).view_as(prior_mean)
     return Mode(a.view_as(f), f, solve(f))

@@ -65,10 +65,6 @@ class Outer:
         """Sum of the rows' squares, elementwise, [O, I] in float64."""
         return (self.g.double() ** 2).T @ self.inputs.double() ** 2
 
-    def project(self, left: Tensor, right: Tensor) -> Tensor:
-        """left^T row right for each row, [R, L, K] in float64, with ``left`` [O, L] and ``right`` [I, K]."""
-        return (self.g.double() @ left)[:, :, None] * (self.inputs.double() @ right)[:, None, :]
-
     def dense(self) -> Tensor:
         """The rows written out, [R, O, I]."""
         return self.g[:, :, None] * self.inputs[:, None, :]
@@ -107,10 +103,6 @@ class Dense:
     def column_squares(self) -> Tensor:
         """Sum of the rows' squares, elementwise, [O, I] in float64."""
         return (self.rows.double() ** 2).sum(0)
-
-    def project(self, left: Tensor, right: Tensor) -> Tensor:
-        """left^T row right for each row, [R, L, K] in float64, with ``left`` [O, L] and ``right`` [I, K]."""
-        return left.T @ self.rows.double() @ right
 
     def dense(self) -> Tensor:
         """The rows written out, [R, O, I]."""

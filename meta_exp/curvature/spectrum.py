@@ -1,17 +1,30 @@
-"""Eigenvalues in float64 that let numbers which are not finite through, where LAPACK would raise.
+"""Cholesky factors and eigenvalues in float64, with NaN where there is none to give.
 
-NaN goes on to the objective then, whose guard names the remedy. Gradients go through eigenvalues alone, never through
-eigenvectors, so that repeated eigenvalues (every rank-deficient matrix has them) do no harm.
+NaN goes on to the objective then, whose guard names the remedy, and to the scores, which name the task; LAPACK would
+raise, or say nothing. Gradients go through eigenvalues alone, never through eigenvectors, so that repeated eigenvalues
+(every rank-deficient matrix has them) do no harm, and in float64 too: a small eigenvalue has a large share in a log det
+under a weak prior, and in float32 a derivative that is wrong many times over.
 """
 
 import torch
 from torch import Tensor
 
 
+def cholesky(matrix: Tensor) -> Tensor:
+    """Cholesky factor of a float64 matrix >= I, or NaN where float64 has lost the I beside its largest eigenvalue.
+
+    No entry of the factor's diagonal is below 1 then, so that one below 1/2 is rounding: of eigenvalues beyond 1e15 or
+    so, as a singular G G^T / tau has them where tau is next to nothing.
+    """
+    factor = torch.linalg.cholesky_ex(matrix).L
+    return factor.masked_fill(~(factor.diagonal().amin() >= 0.5), torch.nan)
+
+
 def eigenvalues(x: Tensor) -> Tensor:
     """Eigenvalues >= 0 of x^T x for x [n, d], by the smaller Gram matrix: min(n, d) of them, any others are zeros."""
-    x, offset = _finite(x)
-    return torch.linalg.eigvalsh(_gram(x if len(x) < x.shape[1] else x.mT)).clamp_min(0) + offset
+    x, offset = _finite(x.double())
+    x = x if len(x) < x.shape[1] else x.mT
+    return _above_rounding(torch.linalg.eigvalsh(x @ x.mT)) + offset
 
 
 def eigenbasis(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,7 +34,7 @@ def eigenbasis(x: Tensor) -> tuple[Tensor, Tensor]:
         _, roots, vectors = torch.linalg.svd(x, full_matrices=False)
         return roots**2 + offset, vectors.mT
     values, vectors = torch.linalg.eigh(x.T @ x)
-    return values.clamp_min(0) + offset, vectors
+    return _above_rounding(values) + offset, vectors
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,13 +44,10 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values + offset, vectors
 
 
-def _gram(x: Tensor) -> Tensor:
-    """Return x x^T in float64, with a derivative in the precision of x, which is what it ends in.
-
-    The derivative's products are twice as many as the value's, and several times slower in float64.
-    """
-    product, exact = x @ x.mT, x.detach().double()
-    return exact @ exact.mT + (product - product.detach())
+def _above_rounding(values: Tensor) -> Tensor:
+    """Return ascending eigenvalues [n] of a product x^T x, with 0 for those that are no more than its rounding."""
+    smallest = len(values) * torch.finfo(values.dtype).eps * values[-1:]
+    return torch.where(values > smallest, values, 0.0)
 
 
 def _finite(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ noise, that is -d^2 log p(y_n | f_n) / df_n^2 whatever y_n is.
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
 from torch.func import grad
 
@@ -64,6 +65,10 @@ class Likelihood(ABC):
     def nll(self, outputs: Tensor, y: Tensor) -> Tensor:
         """-log p(y | f), summed over the N points."""
 
+    def nll_per_loss(self, points: int, dimensions: int) -> float:
+        """Return the change of ``nll`` by that of ``loss`` for N points of d dimensions; here a mean of both."""
+        return points * dimensions
+
     def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return d log p(y | f) / df at outputs [N, C]."""
         return -grad(self.nll)(outputs, y)
@@ -71,6 +76,11 @@ class Likelihood(ABC):
     @abstractmethod
     def hessian_sqrt(self, outputs: Tensor) -> Tensor:
         """S [N, C, rank] with S_n S_n^T = Lambda_n."""
+
+    def weigh(self, outputs: Tensor, v: Tensor) -> Tensor:
+        """Return Lambda_n v_n at outputs [N, C], for v [N, C]."""
+        root = self.hessian_sqrt(outputs)
+        return torch.einsum("ncq,nq->nc", root, torch.einsum("ncq,nc->nq", root, v))
 
     def rank(self, outputs: int) -> int:
         """Columns of each S_n."""

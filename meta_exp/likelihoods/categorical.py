@@ -57,6 +57,10 @@ class Categorical(Likelihood):
         """-log p(y | f), summed over the N points."""
         return F.cross_entropy(outputs, y, reduction="sum")
 
+    def nll_per_loss(self, points: int, dimensions: int) -> float:
+        """Return the change of ``nll`` by that of ``loss``, a mean over N points, for any number of classes."""
+        return points
+
     def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return d log p(y | f) / df [N, C] = [y = c] - p_c."""
         # F.one_hot looks at y's values, which vmap around a derivative does not allow
@@ -78,6 +82,11 @@ class Categorical(Likelihood):
         v = root + torch.eye(root.shape[-1], dtype=root.dtype, device=root.device)[-1]
         reflected = full - (full @ v[..., :, None]) * (v / (1 + root[..., -1:]))[..., None, :]
         return reflected[..., :-1]
+
+    def weigh(self, outputs: Tensor, v: Tensor) -> Tensor:
+        """Return (diag(p) - p p^T) v."""
+        p = outputs.softmax(-1)
+        return p * (v - (p * v).sum(-1, keepdim=True))
 
     def rank(self, outputs: int) -> int:
         """Columns of each S_n: the logits' common shift carries no information."""

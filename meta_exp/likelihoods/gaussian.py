@@ -67,6 +67,10 @@ class Gaussian(Likelihood):
         variance = self.variance.to(squares)
         return squares / (2 * variance) + outputs.numel() / 2 * (log(2 * pi) + variance.log())
 
+    def nll_per_loss(self, points: int, dimensions: int) -> float:
+        """Return the change of ``nll`` by that of ``loss``, the mean square of N points of d dimensions."""
+        return points * dimensions / (2 * float(self.variance))
+
     def pull(self, outputs: Tensor, y: Tensor) -> Tensor:
         """Return d log p(y | f) / df [N, d]."""
         return (y - outputs) / self.variance.to(outputs)
@@ -129,14 +133,15 @@ class GaussianPredictive(NormalMixture):
 
     Args:
         means: [S, M, d].
-        covariance: of the means around themselves, [M, d, d].
+        covariance: of the means around themselves, [M, d, d]; of several dimensions it is factorised as it comes, in
+            float64, since beside a small noise float32 may leave it no factor.
         noise: sigma^2.
     """
 
     def __init__(self, means: Tensor, covariance: Tensor, noise: Tensor) -> None:
-        own = covariance.diagonal(dim1=-2, dim2=-1)
+        own = covariance.diagonal(dim1=-2, dim2=-1).to(means)
         super().__init__(means, (own + noise.to(own)).expand_as(means))
-        self.covariance, self.noise = covariance, noise
+        self.covariance, self.noise = covariance if means.shape[-1] > 1 else covariance.to(means), noise
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density [M] of y [M, d], whose dimensions are dependent."""
@@ -146,7 +151,7 @@ class GaussianPredictive(NormalMixture):
         whitened = torch.linalg.solve_triangular(factor, (y - self.means)[..., None].to(factor), upper=False)[..., 0]
         log_scales = factor.diagonal(dim1=-2, dim2=-1).log() + log(2 * pi) / 2
         log_densities = -(whitened**2 / 2 + log_scales).sum(-1)
-        return log_densities.logsumexp(0) - log(len(self.means))
+        return (log_densities.logsumexp(0) - log(len(self.means))).to(self.means)
 
 
 def _mean_absolute(m: Tensor, v: Tensor) -> Tensor:

@@ -8,6 +8,9 @@ predictive distribution function of one dimension of y.
     crps        mean of integral (F(t) - [y <= t])^2 dt, in the units of y; for a point mass, the absolute error
     coverage_q  share of dimensions inside the predictive's central q % interval
 
+Every score of a point that has no prediction, NaN in place of numbers, is NaN itself: a task that adaptation has failed
+on is no task with a wrong answer.
+
 Draws are averaged in the space of probabilities, never in that of outputs, and the NLL is that of the mixture: the log
 of the mean over draws, never the mean of the draws' NLLs.
 """
@@ -78,7 +81,7 @@ class ClassPredictive(Predictive):
     def score(self, y: Tensor) -> Tensor:
         """1 where the class of the highest averaged probability is y, else 0; [M]."""
         p = self.probabilities
-        return (p.argmax(-1) == y).to(p.dtype)
+        return (p.argmax(-1) == y).to(p.dtype).masked_fill(p.isnan().any(-1), torch.nan)
 
     def uncertainty(self) -> Tensor:
         """The entropy over log C, in [0, 1]; [M]."""
@@ -149,8 +152,9 @@ class NumberPredictive(Predictive):
 
     def coverage(self, y: Tensor) -> dict[str, Tensor]:
         """Return ``coverage_q`` for each of ``COVERAGE_LEVELS``."""
-        inside = self.covered(y, [q / 100 for q in COVERAGE_LEVELS])
-        return {f"coverage_{q}": hit.to(y.dtype).mean() for q, hit in zip(COVERAGE_LEVELS, inside, strict=True)}
+        inside = torch.stack(self.covered(y, [q / 100 for q in COVERAGE_LEVELS])).to(y.dtype)
+        inside = inside.masked_fill(self.pit(y).isnan(), torch.nan)
+        return {f"coverage_{q}": hit.mean() for q, hit in zip(COVERAGE_LEVELS, inside, strict=True)}
 
     def scores(self, y: Tensor) -> dict[str, Tensor]:
         """Return mse, nll, crps and coverages."""

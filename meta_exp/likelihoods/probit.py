@@ -31,5 +31,5 @@ class Probit(Categorical):
 
     def predictive(self, outputs: Tensor, covariance: Tensor) -> CategoricalPredictive:
         """Return the average over draws of the class probabilities above."""
-        variance = covariance.diagonal(dim1=-2, dim2=-1)
+        variance = covariance.diagonal(dim1=-2, dim2=-1).to(outputs)
         return super().predictive(outputs / (1 + pi / 8 * variance.clamp_min(0)).sqrt(), covariance)

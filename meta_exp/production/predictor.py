@@ -7,8 +7,8 @@ r"""Production: what a trained run is for. For a new task adapt, estimate H, sam
 NumPy arrays come in and go out, or tensors; shapes are those of scikit-learn. A regression's x is [n_samples,
 n_features], its y [n_samples] or [n_samples, n_outputs], and a prediction has as many dimensions as y. Images are
 [n, C, H, W], or [n, H, W] for one channel: floats in [0, 1], or uint8 up to 255, and in drawings strokes high, paper
-low; ``Predictor.read`` makes such an array of files, and what training normalised is normalised here. Classes keep
-their labels.
+low; ``Predictor.read`` makes such an array of files as training read them, and what training normalised is normalised
+here. A run on tables takes and gives numbers in the units of its files. Classes keep their labels.
 
 A network with batch statistics depends on what stands beside an image. In training that is a query set with as many
 images of each class, which nobody can promise for new ones: alone or with others of its class an image is classified by
@@ -43,7 +43,8 @@ from meta_exp.prediction import KINDS, Prediction
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode, Examples
-from meta_exp.tasks.images.files import read_images
+from meta_exp.tasks.images.files import Treatment, read_images
+from meta_exp.tasks.tables.columns import RunColumns, Scale
 from meta_exp.training.learner import EVALUATION, Adapted, Learner
 
 Array = Any  # a NumPy array or a tensor, whichever was given
@@ -85,6 +86,7 @@ class Regression:
     mean: Array
     variance: Array
     _predictive: NumberPredictive
+    _scale: Scale | None = None
     _conformal: Conformal | None = None
 
     @property
@@ -112,6 +114,8 @@ class Regression:
             low, high = _known("method=conformal", self._conformal).interval(self._predictive.mean, std, level)
         else:
             low, high = self._predictive.interval(level)
+        if self._scale:
+            low, high = self._scale.restore(low), self._scale.restore(high)
         return _as_given(low.reshape(self.mean.shape), self.mean), _as_given(high.reshape(self.mean.shape), self.mean)
 
 
@@ -166,6 +170,7 @@ class Predictor:
         input_shape: of one input.
         outputs: dimensions of y, or the most classes that a task may have (the run's ways).
         kinds: the predictives that the run offers; the last one is the default of ``predict``.
+        columns: the columns of x and y with their scales, of a run on tables; else None.
         coupled: whether the network's output at a point depends on what stands beside it.
         turn: held by the thread that runs the network.
     """
@@ -178,12 +183,14 @@ class Predictor:
         self.kinds = self.learner.algorithm.predictives
         self.turn = Turn()
         self.coupled = couples_points(self.learner.model, self.input_shape)
-        mean, std = getattr(run.family, "mean", (0.0,)), getattr(run.family, "std", (1.0,))  # of channels
-        self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (mean, std))
+        self.columns: RunColumns | None = getattr(run.family, "columns", None)
+        treatment: Treatment = getattr(run.family, "treatment", Treatment())
+        self._invert = treatment.invert
+        self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (treatment.mean, treatment.std))
 
     def read(self, files: Sequence[str | Path]) -> np.ndarray:
         """Read image files of any size and mode as inputs of the network; see ``meta_exp.tasks.images.files``."""
-        return read_images(files, self.input_shape)
+        return read_images(files, self.input_shape, self._invert)
 
     def adapt(self, x: Array, y: Array, steps: int | None = None) -> "AdaptedTask":
         """Adapt to a task's examples and return its posterior.
@@ -222,12 +229,14 @@ class Predictor:
             if values.ndim == 3 and shape[0] == 1:
                 values = values[:, None]
             if values.dtype == torch.uint8:
-                values = values / 255
+                values = values * (1 / 255)  # a product, as in training
         expected = f"shape [n, {', '.join(map(str, shape))}]"
         remedy = "reshape your data with x.reshape(-1, 1)" if values.ndim == 1 and shape == (1,) else ""
         remedy = "make it of image files with read()" if images else remedy
         require(tuple(values.shape[1:]) == shape, "x", expected, f"shape {list(values.shape)}", remedy)
         require(len(values) >= 1, "x", "at least one row", "none")
+        if self.columns:
+            values = self.columns.x_scale.standardize(values)
         values = _finite(values, self._dtype, "x")
         if images:
             low, high = float(values.min()), float(values.max())
@@ -235,6 +244,10 @@ class Predictor:
             require(0 <= low <= high <= 1, "x", "pixels in [0, 1]", f"{low:.4g} to {high:.4g}", remedy)
             values = (values - self._mean) / self._std
         return values.to(self.learner.device)
+
+    @property
+    def _y_scale(self) -> Scale | None:
+        return self.columns.y_scale if self.columns else None
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -246,6 +259,8 @@ class Predictor:
         if values.ndim == 1 and self.outputs == 1:
             values = values[:, None]
         require(values.shape[1:] == (self.outputs,), "y", expected, f"shape {list(values.shape)}")
+        if self._y_scale:
+            values = self._y_scale.standardize(values)
         values = _finite(values, self._dtype, "y")
         if self.learner.algorithm.likelihood.targets == "counts":
             bad = ((values < 0) | (values != values.round())).nonzero().tolist()
@@ -403,8 +418,11 @@ class AdaptedTask:
 
     def _regression(self, predictive: Predictive, x: Array, conformal: Conformal | None = None) -> Regression:
         assert isinstance(predictive, NumberPredictive)
-        mean, variance = (_as_given(self._as_y(value), x) for value in (predictive.mean, predictive.variance))
-        return Regression(mean, variance, predictive, conformal)
+        mean, variance, scale = predictive.mean, predictive.variance, self.predictor._y_scale
+        if scale:
+            mean, variance = scale.restore(mean), scale.restore_variance(variance)
+        mean, variance = (_as_given(self._as_y(value), x) for value in (mean, variance))
+        return Regression(mean, variance, predictive, scale, conformal)
 
     def _classification(self, predictive: Predictive, x: Array, conformal: Conformal | None) -> Classification:
         own = self._of_own_classes(predictive)

@@ -28,6 +28,7 @@ from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_u
 from meta_exp.runs.names import run_name
 from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
 from meta_exp.tasks import fitness
+from meta_exp.tasks.measured import Measured
 from meta_exp.tasks.stream import TaskFamily, draw_tasks
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best, Last
 from meta_exp.training.data import TaskStream
@@ -82,9 +83,10 @@ class Run:
 
 
 def resolve(cfg: DictConfig) -> DictConfig:
-    """Return a copy of a composed config with all that follows from it in its place: name, eta, steps, references.
+    """Return a copy of a composed config with all that follows from it in its place: name, eta, tau, steps, references.
 
-    It is what is built, saved and shown on dashboards. Its values are those of the constructors' types.
+    It is what is built, saved and shown on dashboards. Its values are those of the constructors' types. A data set of
+    one's own is looked into, for what it decides.
 
     Raises:
         ValueError: a key is unknown or missing, or a value of the wrong type; or it is not the command's to choose.
@@ -101,7 +103,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
     refuse_unsafe(OmegaConf.to_container(cfg, resolve=True), trust)
     _take_own_classes(cfg, trust)
     OmegaConf.resolve(cfg)
+    imply_prior_precision(cfg)
     take_types(cfg)
+    family = constructor(cfg.dataset, "dataset")()
+    if isinstance(family, Measured):
+        cfg.dataset.update(family.measure())
     for key in _training_parts(cfg):
         take(OmegaConf.select(cfg, key), _part(cfg, key).keywords)
     if has_curvature(cfg) and "eta" in cfg.algorithm and cfg.algorithm.eta is None:
@@ -138,6 +144,37 @@ def take_types(cfg: DictConfig) -> None:
         cfg.evaluation_steps = max(EVALUATION_STEPS, cfg.algorithm.get("inner_steps", 1))
     for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
         take(cfg, from_keys(target, cfg, *keys).keywords)
+
+
+def imply_prior_precision(cfg: DictConfig) -> None:
+    """Put a number in the place of a tau that is null: a fixed one of regression is the structure's default.
+
+    For classes, and where tau is learned, it is what the gradient steps of training imply (docs/theory.md, section 5):
+    K steps of alpha on the mean loss end near the mode under a prior of the precision (-log p by loss) / (K alpha), to
+    leading order. Without gradient steps there is none to go by, and tau is 1. sigma is taken as it starts; in training
+    it falls, which is why a fixed tau does not go by it.
+
+    Raises:
+        ValueError: the size of a support set is not known by ``shots`` and ``ways``.
+    """
+    if not has_curvature(cfg) or cfg.curvature.get("prior_precision", 1.0) is not None:
+        return
+    cfg.curvature.prior_precision = 1.0
+    likelihood = _part(cfg, "likelihood")()
+    if likelihood.targets != "classes" and not cfg.curvature.get("learned"):
+        structure: Any = _part(cfg, "curvature").func
+        cfg.curvature.prior_precision = structure.default_prior_precision
+        return
+    algorithm = _part(cfg, "algorithm").keywords
+    descends = algorithm.get("inner_loop", "gradient") == "gradient"
+    steps, lr = algorithm.get("inner_steps", 1) if descends else 0, algorithm.get("inner_lr")
+    if steps and lr:
+        key, remedy = "curvature.prior_precision=null", "give a number"
+        require("shots" in cfg.dataset, key, "a data set with a number of shots", "none", remedy)
+        given = _part(cfg, "dataset")
+        points = given.keywords["shots"] * given.keywords.get("ways", 1)
+        scale = likelihood.nll_per_loss(points, given().outputs)
+        cfg.curvature.prior_precision = float(scale / (steps * lr))
 
 
 def build(cfg: DictConfig) -> Run:

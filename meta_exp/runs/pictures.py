@@ -43,11 +43,11 @@ def draw_or_warn(learner: Learner, family: TaskFamily, title: str, folder: Path,
 
 def draw(learner: Learner, family: TaskFamily, title: str, folder: Path) -> list[Path]:
     """Draw the picture of the task family, if it has one, into ``folder`` as PNG and SVG, and return the files."""
-    if not isinstance(family, Pictured):
+    picture = family.picture if isinstance(family, Pictured) else None
+    if picture is None:
         return []
     import matplotlib.style
 
-    picture = family.picture
     with matplotlib.style.context(STYLE), torch.no_grad():
         figure = picture.draw(views(learner, picture.tasks(), classes=family.classes))
         figure.suptitle(plain(title), fontsize=10, x=0.01, ha="left")

@@ -26,7 +26,7 @@ from meta_exp.config.keys import within
 from meta_exp.config.overrides import parse
 from meta_exp.config.schema import constructor
 from meta_exp.files import read_json
-from meta_exp.runs.build import build_learner, take_types
+from meta_exp.runs.build import build_learner, imply_prior_precision, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
 from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
@@ -149,7 +149,10 @@ def _names(*given: Any) -> list[Any]:
 
 
 def _place_data(cfg: DictConfig) -> None:
-    """Forget where a stranger's run had its data, and that it was to be fetched; ``data`` stands in for a far place."""
+    """Forget where a stranger's run had its data, and that it was to be fetched; ``data`` stands in for a far place.
+
+    META_EXP_DATA is where data sets are that can be fetched; one's own folder is found by its name in there.
+    """
     if not OmegaConf.is_dict(cfg.dataset):
         return
     if "download" in cfg.dataset:
@@ -157,7 +160,11 @@ def _place_data(cfg: DictConfig) -> None:
     if "root" in cfg.dataset:
         saved = Path(str(cfg.dataset.root))
         near = not saved.is_absolute() and ".." not in saved.parts and not str(saved).startswith("~")
-        cfg.dataset.root = os.environ.get("META_EXP_DATA") or (str(saved) if near else "data")
+        shared = os.environ.get("META_EXP_DATA")
+        if "download" in cfg.dataset:
+            cfg.dataset.root = shared or (str(saved) if near else "data")
+        elif not near:
+            cfg.dataset.root = str(Path(shared or "data", saved.name.removeprefix("..") or "data"))
 
 
 def _parse(overrides: Sequence[str]) -> list[Override]:
@@ -177,6 +184,7 @@ def _apply(cfg: DictConfig, parsed: Sequence[Override]) -> None:
         _choose(cfg, override.key_or_group, str(override.value() or "none"))
     for override in keys:
         _set(cfg, override)
+    imply_prior_precision(cfg)
     for key in {override.key_or_group for override in keys} & LEARNED:
         group = key.partition(".")[0]
         require(not cfg[group].get("learned"), key, "a value that is not learned", "one", f"add {group}.learned=false")

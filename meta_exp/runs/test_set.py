@@ -4,12 +4,13 @@ Training's last step and a later evaluation both call this, so that the same wei
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from math import sqrt
 from typing import Any
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map_only
@@ -55,11 +56,14 @@ def score_tasks(
 def summarize(scores: Scores) -> dict[str, Any]:
     """Return ``test/tasks``, and the mean and half width of the 95 % interval over tasks of each score.
 
-    The half width is 1.96 sd / sqrt(T). A pooled score, ``<predictive>/ece``, has none.
+    The half width is Student's, t sd / sqrt(T). A pooled score, ``<predictive>/ece``, has none. A task that has failed
+    makes the mean NaN: no number says what it would have counted. A score that is defined for no task is left out:
+    where a split has no more classes than a task, nothing is foreign to it.
     """
     summary: dict[str, Any] = {"test/tasks": len(scores.each["loss"])}
-    for name, values in scores.each.items():
-        summary[f"test/{name}"], summary[f"test/{name}_ci95"] = mean_and_half_width(defined(name, values))
+    for name in scores.each:
+        if len(known := defined(name, scores.each)):
+            summary[f"test/{name}"], summary[f"test/{name}_ci95"] = mean_and_half_width(known)
     for name, sums in scores.pooled.items():
         if "/reliability" in name:
             summary[f"test/{name.replace('reliability', 'ece')}"] = expected_calibration_error(sums)
@@ -69,5 +73,15 @@ def summarize(scores: Scores) -> dict[str, Any]:
 def mean_and_half_width(values: Tensor) -> tuple[float, float]:
     """Return the mean of task scores [T] and the half width of its 95 % interval, NaN where T < 2."""
     values = values.double()
-    half = 1.96 * float(values.std()) / sqrt(len(values)) if len(values) > 1 else float("nan")
-    return float(values.mean()), half
+    return float(values.mean()), half_width(float(values.std()), len(values)) if len(values) > 1 else float("nan")
+
+
+def half_width(deviation: float, n: int) -> float:
+    """Return the half width of Student's 95 % interval of a mean of n >= 2 values."""
+    return float(stdtrit(n - 1, 0.975)) * deviation / sqrt(n)
+
+
+def describe_failed(failed: Mapping[str, Sequence[int]], tasks: int) -> str:
+    """Return in words which of the test tasks have failed, by predictive."""
+    words = (f"{kind} {len(numbers)} ({', '.join(map(str, numbers))})" for kind, numbers in failed.items())
+    return f"of {tasks} test tasks some have no prediction, and their means are NaN: {'; '.join(words)}"

@@ -5,7 +5,7 @@ train.log      what happened                plots/                  pictures of 
 curves.csv     validation scores by step    calibration.json        what was fitted after training
 history.jsonl  all that was logged          overrides.yaml          the command's
 made_by.jsonl  commit and versions, by part  .lock                  held by the process that writes here
-metrics.json   the result, written atomically, before the pictures alone: its presence means that the run is finished
+metrics.json   the result, written whole and last: its presence means that the run is finished
 """
 
 import logging
@@ -31,7 +31,8 @@ from meta_exp.runs.calibration import CALIBRATION, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
-from meta_exp.runs.test_set import score_tasks, summarize
+from meta_exp.runs.test_set import describe_failed, score_tasks, summarize
+from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.scoring.yardstick import BAYES
 from meta_exp.training.allocator import keep_freed_memory
 from meta_exp.training.checkpoints import read_checkpoint
@@ -122,9 +123,9 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         return loss
     except (KeyboardInterrupt, SystemExit):
         if result.exists():
-            log.info("the run is done, only pictures may be missing: %s", result)
+            log.info("the run is done: %s", result)
         elif run.trainer.global_step >= cfg.trainer.max_steps:
-            log.info("the training is done; the same command tests it: %s", folder)
+            log.info("the training is done; the same command goes on with its test: %s", folder)
         raise
     finally:
         run.recorder.close(exit_code=0 if finished else 1)
@@ -157,7 +158,10 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         served = [kind for kind in learner.algorithm.predictives if kind in learner.predictives][-1]
         fitted[SERVED_NLL] = calibration.nll[served]
         log.info("calibrated on %d validation tasks: %s", calibration.validation_tasks, calibration.describe())
-    scores = summarize(score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device))
+    scored = score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device)
+    scores, failed = summarize(scored), failed_tasks(scored.each)
+    if failed:
+        log.warning(describe_failed(failed, cfg.test_tasks))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
     metrics = {
         "algorithm": cfg.choices.algorithm,
@@ -169,6 +173,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "parameters": sum(p.numel() for p in learner.model.parameters()),
         "validation/loss": run.best.loss,
         **scores,
+        **({"failed_tasks": failed} if failed else {}),
         **{f"train/{name}": value for name, value in learner.shown().items()},
         "prior_precision": learner.prior_precision,
         **({CHUNK_SIZE: learner.gradient.chunk_size} if cfg.get(CHUNK_SIZE) == "auto" else {}),
@@ -178,12 +183,13 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "time/compile_s": learner.gradient.compile_s,
         **provenance(),
     }
-    write_json(folder / "metrics.json", metrics)
-    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
     title = _title(cfg, best["global_step"])
     drawings = pictures.draw_or_warn(learner, run.family, title, folder / "plots", "the run is finished")
     if drawings:
         run.recorder.log_pictures(drawings, trainer.global_step)
+    write_json(folder / "metrics.json", metrics)
+    print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
+    if drawings:
         log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
     return criterion(metrics)
 

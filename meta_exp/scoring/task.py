@@ -41,13 +41,15 @@ def evaluate(
     served: Mapping[str, Hyper] | None = None,
     own: Mapping[str, Score] | None = None,
     conformal: Mapping[str, Conformal] | None = None,
+    of_objective: bool = False,
 ) -> Scores:
     """Adapt one task by ``steps`` steps and score its query set.
 
     ``served`` holds the values that a predictive was calibrated to, in place of those of ``meta``; its scores as
     trained are then there too, with ``_raw`` behind their names. ``conformal`` holds the thresholds of a predictive,
     whose coverage and width or set size are then scored. Classes need ``foreign`` images for the AUROC of telling them
-    from the task's own; without them it is left out. ``own`` are further scores of predictives, by name.
+    from the task's own; without them it is left out. ``own`` are further scores of predictives, by name. The curvature
+    is that of the support set, which is all that a new task has; ``of_objective`` takes the data of the objective.
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
@@ -64,16 +66,18 @@ def evaluate(
         each[f"map/{likelihood.metric}_step_{k}"] = likelihood.predictive(*prediction).score(query.y).mean()
     loss = torch.stack([likelihood.loss(output, query.y) for output in prediction.outputs]).mean()
     each = {"loss": loss} | each
-    posterior = algorithm.posterior(params, support, meta)
+    curved = algorithm.curved(episode) if of_objective else support
+    posterior = algorithm.posterior(params, curved, meta)
     if posterior is not None and posterior.at_mode:
         [output] = algorithm.predict("map", params, query.x, meta, posterior).outputs
         each["loss"] = likelihood.loss(output, query.y)
     if posterior is not None:
         assert algorithm.curvature is not None
-        floor = algorithm.curvature.log_det_floor(algorithm.network(params, support.x), likelihood, meta.hyper)
+        floor = algorithm.curvature.log_det_floor(algorithm.network(params, curved.x), likelihood, meta.hyper)
         each["log_det"] = posterior.log_det_ratio().to(each["loss"].dtype)
         each["log_det_floor"] = floor.to(each["loss"].dtype)
-        each |= posterior.diagnostics()
+        undefined = each["log_det"].isnan()
+        each |= {name: value.masked_fill(undefined, torch.nan) for name, value in posterior.diagnostics().items()}
 
     def predictive_of(kind: str, here: Meta) -> Callable[[Tensor], Predictive]:
         """Return what predicts at x with the values of ``here``."""

@@ -5,7 +5,20 @@ from meta_exp.tasks.functions.harmonic import Harmonic
 from meta_exp.tasks.functions.linear import Linear
 from meta_exp.tasks.functions.sinusoid import Sinusoid
 from meta_exp.tasks.functions.step import Step
+from meta_exp.tasks.images.image_folder import ImageFolder
 from meta_exp.tasks.images.mini_imagenet import MiniImagenet
 from meta_exp.tasks.images.omniglot import Omniglot
+from meta_exp.tasks.tables.csv_tasks import CsvTasks
 
-__all__ = ["Episode", "Examples", "Harmonic", "Linear", "MiniImagenet", "Omniglot", "Sinusoid", "Step"]
+__all__ = [
+    "CsvTasks",
+    "Episode",
+    "Examples",
+    "Harmonic",
+    "ImageFolder",
+    "Linear",
+    "MiniImagenet",
+    "Omniglot",
+    "Sinusoid",
+    "Step",
+]

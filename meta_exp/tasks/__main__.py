@@ -24,13 +24,12 @@ def main() -> None:
     family = DATA_SETS[arguments.data_set](arguments.root, download=arguments.download)
     store = family.store
     store.verify()
-    classes, images, height, width, channels = store.pixels.shape
-    size = f"{height} x {width} x {channels}"
+    size = " x ".join(map(str, store.pixels.shape[1:]))
     table = Table("split", "classes", "images", title=f"{arguments.data_set}: {size}", title_justify="left")
     for split, indices in family.split_classes.items():
-        table.add_row(split, f"{len(indices)}", f"{len(indices) * images}")
+        table.add_row(split, f"{len(indices)}", f"{sum(store.counts[index] for index in indices)}")
     table.add_section()
-    table.add_row("all", f"{classes}", f"{classes * images}")
+    table.add_row("all", f"{len(store.counts)}", f"{len(store.pixels)}")
     console = Console()
     console.print(table)
     place = plain(store.file or "in memory only")

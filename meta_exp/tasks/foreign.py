@@ -34,7 +34,7 @@ class ClassFamily(TaskFamily, Protocol):
 
 def draw_with_foreign(family: TaskFamily, split: str, start: int, stop: int) -> tuple[Episode, Foreign | None]:
     """Draw the evaluation tasks start .. stop-1, and images foreign to each; None for a family that has no classes."""
-    if not isinstance(family, ClassFamily):
+    if not family.classes or not isinstance(family, ClassFamily):
         return draw_tasks(family, split, start, stop), None
     own, other = (
         [family.draw_classes(split, evaluation_generator(split, k, rank), 1) for k in range(start, stop)]

@@ -70,5 +70,5 @@ class Pictured(TaskFamily, Protocol):
     """A family with a picture."""
 
     @property
-    def picture(self) -> Picture:
-        """The picture of this family's tasks."""
+    def picture(self) -> Picture | None:
+        """The picture of this family's tasks, or None where they have none as they are set."""

@@ -121,6 +121,7 @@ class Last(Checkpoint):
         self.signals: list[int] = []  # that came since the last step
         self.handlers: dict[int, Callable[[int, FrameType | None], Any]] = {}  # from before the training
         self.training = False
+        self.found: dict[int, Any] = {}  # handlers in whose place ours stand during the training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Note who handles signals, before Lightning does; Python's own for Ctrl-C would not reach our caller."""
@@ -131,11 +132,10 @@ class Last(Checkpoint):
                 self.handlers[number] = handler
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock and heed signals; the trainer puts the handlers back that it found."""
+        """Start the clock and heed signals."""
         self.saved_at, self.training = time.monotonic(), True
         if threading.current_thread() is threading.main_thread():
-            for number in {*SIGNALS, *self.handlers}:
-                signal.signal(number, self._heed)
+            self.found = {number: signal.signal(number, self._heed) for number in {*SIGNALS, *self.handlers}}
             lightning.forget_signals(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -169,8 +169,19 @@ class Last(Checkpoint):
             self._hand_on(number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ask nobody a second time."""
+        """Ask nobody a second time, and heed no more signals."""
+        self._put_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Heed no more signals: what comes after the training is ended as any program is."""
+        self._put_back()
+
+    def _put_back(self) -> None:
+        """Put the handlers back that were found, of which the trainer then does so with its own."""
         self.training = False
+        for number, handler in self.found.items():
+            signal.signal(number, handler)
+        self.found = {}
 
     def _heed(self, number: int, frame: FrameType | None) -> None:
         if number in self.signals:  # asked twice: at once, from the last checkpoint

@@ -24,7 +24,7 @@ from meta_exp.curvature import Posterior
 from meta_exp.hyper import Hyper, in_log_space, shown
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.conformal import Conformal
-from meta_exp.scoring.metrics import defined
+from meta_exp.scoring.metrics import defined, failed_tasks
 from meta_exp.scoring.task import Score, Scores, evaluate
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.foreign import Foreign
@@ -91,7 +91,7 @@ class Learner(LightningModule):
         require(bool(offered), "predictives", expected, list(predictives))
         super().__init__()
         self.model = algorithm.model
-        self.algorithm = algorithm
+        self.algorithm = algorithm.exact()  # for evaluation and production; the gradient has the one that trains
         self.optimizer = optimizer
         self.schedule = schedule
         # linearised at theta, as without inner steps, is not what it was trained for after some
@@ -152,7 +152,7 @@ class Learner(LightningModule):
         if logging_step or self.device.type == "cpu":
             self._stop_if_not_finite(objective, norm, batch, noise)
         if logging_step:
-            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[]).each
+            scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[], of_objective=True).each
             logs |= {name: score.sum() / tasks for name, score in scores.items() if name not in logs}
             self._warn_if_collapsed(scores)
             reduced = [self.trainer.strategy.reduce(gradient.clone()) for gradient in gradients]
@@ -181,12 +181,16 @@ class Learner(LightningModule):
         predictives: Sequence[str],
         seed: int = 0,
         foreign: Foreign | None = None,
+        of_objective: bool = False,
     ) -> Scores:
-        """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``."""
+        """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``.
+
+        ``of_objective`` takes the curvature of the data that the objective takes it of, in place of the support set's.
+        """
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         served = {kind: self.served[kind] for kind in predictives if kind in self.served}
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served, own=self.scores)
-        score = partial(score, conformal=self.conformal)
+        score = partial(score, conformal=self.conformal, of_objective=of_objective)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
         in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
@@ -261,7 +265,8 @@ class Learner(LightningModule):
         """Log the means over all validation tasks."""
         scores = {name: torch.cat([batch[name] for batch in self._scores]) for name in self._scores[0]}
         self._scores = []
-        means = {f"validation/{name}": defined(name, value).mean() for name, value in scores.items()}
+        self._stop_if_all_failed(scores)
+        means = {f"validation/{name}": defined(name, scores).mean() for name in scores}
         self.log_dict(means, sync_dist=True)  # every process scores all the tasks, so that this changes nothing
 
     def configure_optimizers(self) -> Any:
@@ -284,12 +289,36 @@ class Learner(LightningModule):
         log_det, floor = scores["log_det"].mean(), scores["log_det_floor"].mean()
         self._collapsed = bool(log_det < (1 + COLLAPSE) * floor)
         if self._collapsed:
+            remedy = "a smaller algorithm.eta, likelihood.learned=true, or a larger curvature.prior_precision"
+            if self.algorithm.holds_to_theta:  # a larger one would leave adaptation nothing to gain
+                remedy = "a smaller curvature.prior_precision, such as 10, or algorithm.prior_term=false"
+                remedy += " and hyper_lr=0.02 for the learned one" if "log_prior_precision" in self.learned else ""
             log.warning(
                 "step %d: the network has collapsed: log det is %.4g, that of outputs that depend on their bias alone; "
-                "try a smaller algorithm.eta, likelihood.learned=true, or a larger curvature.prior_precision",
+                "try %s",
                 self.global_step,
                 log_det,
+                remedy,
             )
+
+    def _stop_if_all_failed(self, scores: dict[str, Tensor]) -> None:
+        """Say of which validation tasks a prediction is left, and stop where that is none: no checkpoint could be best.
+
+        Raises:
+            FloatingPointError: a predictive has failed on all validation tasks.
+        """
+        trains, evaluates = self.algorithm.inner_steps, self.evaluation_steps
+        fewer = f"evaluation_steps={trains}, as many as training takes, or " if evaluates > trains >= 1 else ""
+        for kind, failed in failed_tasks(scores).items():
+            tasks = len(scores["loss"])
+            text = (
+                f"{kind} has no prediction (NaN) after {evaluates} steps for {len(failed)} of {tasks} validation tasks"
+            )
+            if len(failed) == tasks:
+                stronger = "" if kind == "map" else ", or a larger curvature.prior_precision"
+                remedy = f"try {fewer}a smaller algorithm.inner_lr{stronger}"
+                raise FloatingPointError(f"step {self.global_step}: {text}; {remedy}")
+            log.warning("step %d: %s; the mean is NaN", self.global_step, text)
 
     def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode, noise: Noise) -> None:
         # of all processes, so that none goes on and waits for one that stopped

@@ -7,6 +7,7 @@ it stands in the history beside it, and is written anew from there.
 import csv
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -25,27 +26,32 @@ class LearningCurve(Callback):
     def __init__(self, file: Path) -> None:
         self.file = file
         self.rows: list[Row] = []
+        self.step = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the rows of an earlier part of this run."""
         self.rows = [row for row in _read(self.file) if float(row[STEP]) <= trainer.global_step]
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the step that this batch is of: of several that are accumulated, a validation may follow any."""
+        self.step = trainer.global_step + 1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add a row."""
         if trainer.global_rank:
             return
         scores = {k: repr(float(v)) for k, v in trainer.callback_metrics.items() if k.startswith(PREFIX)}
-        self.rows.append({STEP: str(trainer.global_step)} | scores)
+        self.rows.append({STEP: str(self.step)} | scores)
         _write(self.file, self.rows)
 
 
 def mend_curve(file: Path, step: int) -> None:
-    """Write ``file`` up to ``step`` anew, of the history beside it, and of its own rows that are not there."""
-    found: dict[float, Row] = {}
+    """Write ``file`` up to ``step`` anew from the history beside it, unless that has fewer rows."""
+    own: list[Row] = []
     with suppress(ValueError, KeyError, TypeError, csv.Error):  # damaged: the history has it all
-        found = {float(row[STEP]): row for row in _read(file)}
-    found |= {float(row[STEP]): row for row in _from_history(file)}
-    if rows := [found[number] for number in sorted(found) if number <= step]:
+        own = [row for row in _read(file) if float(row[STEP]) <= step]
+    told = [row for row in _from_history(file) if float(row[STEP]) <= step]
+    if rows := max(told, own, key=len):
         _write(file, rows)
 
 

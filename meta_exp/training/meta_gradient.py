@@ -233,6 +233,7 @@ class MetaGradient:
 
     def _compile_first(self, meta: Meta, episodes: Episode, tasks: float) -> Any:
         compiled = self._compiled(self._cores(episodes))
+        log.info("compiling the meta-gradient, which takes from seconds to minutes")
         started = time.perf_counter()
         part = compiled(meta, episodes, tasks)
         self.compile_s += time.perf_counter() - started

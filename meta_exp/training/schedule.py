@@ -20,7 +20,7 @@ class Cosine:
     """Rates that rise over ``warmup`` steps, and fall along half a cosine to the share ``final`` of them."""
 
     warmup: int = 0
-    final: float = 0.0
+    final: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse a negative number of steps, and a share beyond 0 and 1."""

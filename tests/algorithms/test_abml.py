@@ -17,7 +17,7 @@ from meta_exp.training.meta_gradient import MetaGradient
 def made(likelihood, steps=2, tasks=2, **settings):
     """The algorithm with deviations that differ, noise of each task, and a meta-batch."""
     model = mlp(outputs=2)
-    settings = {"deviation": 0.5} | settings
+    settings = {"deviation": 0.5, "kl_weight": 1.0} | settings
     algorithm = ABML(model=model, likelihood=likelihood, inner_lr=0.1, inner_steps=steps, **settings)
     theta = initial(model)
     torch.manual_seed(3)

@@ -93,14 +93,37 @@ def test_gradcheck(likelihood, structure, steps):
     assert torch.autograd.gradcheck(objective, inputs)
 
 
+@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("likelihood", [Gaussian(SIGMA, learned=True), Probit()])
+def test_tasks_at_once_equal_one_by_one(likelihood, structure):
+    algorithm = predictive(likelihood, structure)
+    theta, hyper, batch = initial(algorithm.model), tensors(algorithm), episodes(likelihood, (2,), 2)
+    _, gradient, hyper_gradient, _ = MetaGradient(algorithm)(Meta(theta, hyper), batch)
+    expected = []
+    for i in range(2):
+        leaves = [v.clone().requires_grad_() for v in (*theta.values(), *hyper.values())]
+        values = dict(zip([*theta, *hyper], leaves, strict=True))
+        parts = {n: values[n] for n in theta}, {n: values[n] for n in hyper}
+        expected.append(torch.autograd.grad(objective_of(algorithm, *parts, task(batch, i))[0], leaves))
+    means = [sum(each) / 2 for each in zip(*expected, strict=True)]
+    assert_equal([*gradient.values(), *hyper_gradient.values()], means)
+
+
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
-def test_compiled_and_checkpointed_equal_eager():
-    algorithm = predictive(Gaussian(SIGMA, learned=True), inner_steps=1)
-    meta, batch = Meta(initial(algorithm.model), tensors(algorithm)), episodes(Gaussian(), (2,), 2)
+@pytest.mark.parametrize(
+    ("likelihood", "structure"), [(Gaussian(SIGMA, learned=True), GGN), (Probit(), LastLayer)], ids=["ggn", "classes"]
+)
+def test_compiled_and_checkpointed_equal_eager(likelihood, structure):
+    """In one graph, where nothing comes back to Python."""
+    algorithm = predictive(likelihood, structure, inner_steps=1)
+    meta, batch = Meta(initial(algorithm.model), tensors(algorithm)), episodes(likelihood, (2,), 2)
+    torch._dynamo.utils.counters.clear()
     compiled = MetaGradient(algorithm)
     compiled.compile()
     expected = MetaGradient(algorithm)(meta, batch)
     assert_equal(compiled(meta, batch), expected)
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert_equal(MetaGradient(algorithm, checkpoint_steps=True)(meta, batch), expected)
 
 

@@ -61,7 +61,8 @@ def test_interval_over_tasks_where_there_is_one_seed():
     (found,) = group([result(0)])
     values = found.runs[0].scores.each["map/mse"].numpy()
     estimate = found.estimate("map/mse")
-    assert estimate.half == pytest.approx(1.96 * values.std(ddof=1) / TASKS**0.5)
+    low, high = stats.t.interval(0.95, TASKS - 1, values.mean(), stats.sem(values))
+    assert estimate.half == pytest.approx((high - low) / 2)
     assert estimate.over == "50 tasks"
     assert found.estimate("map/brier") is None
 
@@ -72,7 +73,7 @@ def test_difference_is_paired_by_task():
     to_map, to_linearized = differences(found)
     a, b = (c.runs[0].scores.each["map/mse"].numpy() for c in found)
     assert to_map.scores["mse"].mean == pytest.approx((a - b).mean())
-    assert to_map.scores["mse"].half == pytest.approx(1.96 * (a - b).std(ddof=1) / TASKS**0.5)
+    assert to_map.scores["mse"].half == pytest.approx(stats.t(TASKS - 1).ppf(0.975) * stats.sem(a - b))
     assert to_map.scores["mse"].half < 0.2 * found[0].estimate("map/mse").half
     assert to_map.predictives == ("map", "map")
     assert to_linearized.predictives == ("linearized", "map")  # MAML has no posterior: its plain network
@@ -87,6 +88,21 @@ def test_difference_is_paired_by_seed():
     assert pair.scores["mse"].mean == pytest.approx(-0.2, abs=0.05)
     assert pair.scores["mse"].half < 0.2
     assert pair.scores["mse"].over == "3 seeds"
+
+
+def test_a_score_that_no_task_has_is_none():
+    """Where a split has no more classes than a task, nothing is foreign; any other NaN is shown as it is."""
+
+    def scored(run, loss=0.0):
+        run.scores.each["map/auroc"] = torch.full((TASKS,), float("nan"))
+        run.scores.each["map/nll"] += loss
+        return run
+
+    configurations = group([scored(run, float("nan")) for seed in (0, 1) for run in (result(seed), llama(seed))])
+    for configuration in configurations:
+        assert configuration.estimate("map/auroc") is None
+        assert str(configuration.estimate("map/nll")) == "nan"
+    assert all("auroc" not in difference.scores for difference in differences(configurations))
 
 
 def test_only_runs_that_differ_in_algorithm_and_curvature_are_compared():

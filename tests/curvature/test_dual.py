@@ -8,6 +8,7 @@ from torch.func import grad, vmap
 from meta_exp.curvature import GGN, KFAC, Diagonal, LastLayer
 from meta_exp.curvature.dual import DualNoise
 from meta_exp.likelihoods import Categorical, Gaussian
+from meta_exp.tasks.episode import Examples
 
 TAU = 0.3
 SETTINGS = [(name, GGN) for name in CASES if "max_pool" not in name] + [
@@ -102,6 +103,41 @@ def test_no_underflow(structure):
     error = vector(grad(log_det)(params, model, x)) - vector(gradient)
     assert error.norm() < tolerance * vector(gradient).norm()
     assert all(g.norm() > 0 for name, g in gradient.items() if structure is not LastLayer or name.startswith("5"))
+
+
+@pytest.mark.parametrize("mode", [False, True])
+@pytest.mark.parametrize("structure", [GGN, LastLayer, KFAC, Diagonal])
+@pytest.mark.parametrize("tau", [1e-2, 1e-6, 1e-9, 1e-12])
+def test_equal_points_nearly_no_noise_and_a_weak_prior(structure, tau, mode):
+    """Every point twice is once at sigma / sqrt 2, whose G has full rank: as there, or NaN, but never wrong.
+
+    The dual's small matrix has eigenvalues of 1 beside those of |J|^2 / (sigma^2 tau), which float64 cannot hold
+    beyond 1e16. K-FAC and the diagonal have no such matrix, and hold. Variances with the noise stay positive.
+    """
+    if mode and not structure.finds_mode:
+        pytest.skip("finds no mode")
+    torch.manual_seed(1)
+    model, x, sigma = mlp(outputs=2, widths=(20, 20)), torch.randn(5, 2).double(), 1e-4
+    params, y, new = initial(model), torch.randn(5, 2).double(), torch.cat([x, torch.randn(3, 2).double()])
+    theta = {"prior_mean": {name: p + 0.1 for name, p in params.items()}} if mode else {}
+    found, expected = (
+        structure(model, (2,), tau).posterior(params, Examples(x, y), Gaussian(sigma), {}, **theta)
+        for x, y, sigma in ((x.repeat(2, 1), y.repeat(2, 1), sigma), (x, y, sigma / 2**0.5))
+    )
+    exact = structure in (KFAC, Diagonal)
+    lost = found.log_det_ratio().isnan()
+    assert lost == (not exact and tau < 1e-7)
+    variance = found.functional_variance(new)
+    assert variance.isnan().all() == lost
+    if lost:
+        return
+    assert_equal(found.log_det_ratio(), expected.log_det_ratio(), rtol=1e-6 if exact else 1e-2)
+    noisy = variance + sigma**2 * torch.eye(2).double()
+    assert torch.linalg.cholesky_ex(noisy).info.max() == 0
+    expected = expected.functional_variance(new) + sigma**2 * torch.eye(2).double()
+    assert_equal(noisy, expected, rtol=0.5, atol=sigma**2 / 2)
+    predictive = Gaussian(sigma).predictive(new.new_zeros(1, 8, 2).float(), variance)
+    assert predictive.log_prob(torch.zeros(8, 2)).isfinite().all()
 
 
 def test_hyperparameters():

@@ -19,7 +19,7 @@ from meta_exp.production import predictor as production
 from meta_exp.runs.restore import open_run
 from meta_exp.tasks import MiniImagenet
 from meta_exp.tasks.episode import Examples
-from meta_exp.tasks.images.files import list_images
+from meta_exp.tasks.images.files import Treatment, list_images
 from meta_exp.tasks.stream import draw_tasks
 
 X = np.linspace(-4, 0, 10)[:, None]
@@ -74,12 +74,13 @@ def test_draws_are_the_same_on_any_device(sinusoid_run, sinusoid, device):
 
 def test_images_are_normalised_as_training_did(character_run):
     run = open_run(character_run)
-    family = SimpleNamespace(classes=True, input_shape=(1, 28, 28), outputs=3, mean=(0.5,), std=(0.25,))
+    treatment = Treatment(None, (0.5,), (0.25,))
+    family = SimpleNamespace(classes=True, input_shape=(1, 28, 28), outputs=3, treatment=treatment)
     images = np.random.default_rng(0).integers(0, 256, (2, 28, 28), np.uint8)
     inputs = production.Predictor(dataclasses.replace(run, family=family)).inputs(images)
     np.testing.assert_allclose(inputs[:, 0], (images / 255 - 0.5) / 0.25, rtol=1e-5, atol=1e-6)
-    assert MiniImagenet("x").mean == (0.0,)
-    assert MiniImagenet("x", normalize=True).std == pytest.approx((0.277, 0.268, 0.285), abs=1e-3)
+    assert MiniImagenet("x").treatment.mean == (0.0,)
+    assert MiniImagenet("x", normalize=True).treatment.std == pytest.approx((0.277, 0.268, 0.285), abs=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, ">f8"])

@@ -4,9 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import compose_run
 from omegaconf import OmegaConf
+from oracles import examples
 
+from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Poisson
 from meta_exp.runs.build import build, resolve
 from meta_exp.runs.names import run_name
 
@@ -36,6 +39,40 @@ def test_evaluation_takes_as_many_steps_as_training_at_least(tmp_path):
     assert steps() == 10
     assert steps("algorithm.inner_steps=20") == 20
     assert steps("algorithm.inner_steps=20", "evaluation_steps=5") == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tau"),
+    [
+        (["dataset=omniglot"], 5 / 0.4),
+        (["dataset=omniglot", "curvature=last_layer", "dataset.shots=5"], 25 / 0.4),
+        (["dataset=mini_imagenet", "curvature=kfac"], 5 / (5 * 0.01)),
+        (["experiment=omniglot_curvature_ablation"], 12.5),
+        (["experiment=omniglot_5way_1shot_llama"], 10.0),
+        (["experiment=sinusoid_llama", "curvature.learned=true"], 10 / (2 * 0.05)),
+        (["curvature.learned=true", "likelihood.sigma_noise=0.5"], 10 / (0.5 * 0.01)),
+        (["curvature.learned=true", "likelihood=heteroscedastic"], 10 / 0.01),
+        (["algorithm=llama_predictive"], 1.0),
+        (["curvature=last_layer"], 10.0),
+        (["dataset=omniglot", "likelihood=probit", "algorithm=llama_predictive"], 1.0),
+        (["dataset=omniglot", "curvature.prior_precision=7"], 7.0),
+        ([], 1000.0),
+    ],
+)
+def test_tau_is_what_the_inner_steps_imply(config, overrides, tau):
+    """For classes and where it is learned: the precision that K steps of alpha on the mean loss stand for."""
+    assert config(*overrides).curvature.prior_precision == pytest.approx(tau)
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "outputs"), [(Categorical(), 3), (Gaussian(0.3), 2), (Poisson(), 2), (HeteroscedasticGaussian(), 4)]
+)
+def test_scale_of_the_loss(likelihood, outputs):
+    """-log p changes by this much as the mean loss changes by one, whatever the outputs."""
+    data = examples(likelihood, (2,), (5,), outputs)
+    at, to = torch.randn(2, 5, outputs).double()
+    nll, loss = (f(to, data.y) - f(at, data.y) for f in (likelihood.nll, likelihood.loss))
+    assert float(nll / loss) == pytest.approx(likelihood.nll_per_loss(5, 2))
 
 
 def test_building_changes_no_config_and_no_environment(config):

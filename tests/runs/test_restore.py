@@ -88,8 +88,10 @@ def test_overrides(sinusoid_run):
 
 @pytest.mark.parametrize("option", sorted(file.stem for file in (CONF / "curvature").glob("*.yaml")))
 def test_every_curvature_after_the_fact(character_run, option):
+    """With the tau of classes, which the one training step of 0.4 on three drawings implies."""
     curvature = open_run(character_run, [f"curvature={option}"]).learner.algorithm.curvature
     assert (curvature is None) == (option == "none")
+    assert option == "none" or curvature.prior_precision == 3 / 0.4
 
 
 def test_a_learned_value_can_be_fixed_after_the_fact(sinusoid_run):
@@ -259,13 +261,44 @@ def test_a_saved_config_neither_fetches_nor_says_where_to_read(
     assert open_run(folder, ["dataset.download=true"]).family.download
 
 
+@pytest.mark.parametrize(
+    ("saved", "variable", "root"),
+    [
+        ("mine/letters", "", "mine/letters"),
+        ("mine/letters", "/data/sets", "mine/letters"),
+        ("/home/a/letters", "", "data/letters"),
+        ("/home/a/letters", "/data/sets", "/data/sets/letters"),
+        ("../..", "", "data/data"),
+        ("~", "", "data/~"),
+        ("/", "", "data/data"),
+    ],
+)
+def test_a_folder_of_ones_own_is_looked_for_by_its_name(sinusoid_run, tmp_path, monkeypatch, saved, variable, root):
+    """META_EXP_DATA holds what can be fetched, and is no answer to a folder of another name."""
+    folder = Path(shutil.copytree(sinusoid_run, tmp_path / "copy"))
+    settled = {"root": saved, "x": ["a"], "y": ["b"], "x_mean": [0], "x_std": [1], "y_mean": [0], "y_std": [1]}
+    edit(folder, lambda cfg: cfg.update(dataset={"_target_": "meta_exp.tasks.CsvTasks", **settled}))
+    monkeypatch.setenv("META_EXP_DATA", variable)
+    assert open_run(folder).family.root == root
+
+
+def test_a_saved_config_reads_no_lists_elsewhere(character_run, tmp_path):
+    folder = Path(shutil.copytree(character_run, tmp_path / "copy"))
+    edit(
+        folder,
+        lambda cfg: cfg.update(dataset={"_target_": "meta_exp.tasks.ImageFolder", "root": "x", "splits": "/etc"}),
+    )
+    with pytest.raises(ValueError, match=r"dataset.splits: expected a folder below dataset.root, got /etc"):
+        open_run(folder)
+
+
 def test_everything_in_conf_may_be_named():
     named = set()
     for group in CONF.iterdir():
         if group.is_dir() and group.name not in ("hydra", "experiment"):
             for file in group.glob("*.yaml"):
                 part = yaml.safe_load(file.read_text()) or {}
-                part = part.get(group.name, part) if "defaults" in part else part
+                part = part.get(group.name, part)
                 refuse_unsafe({group.name: _plain(part)})
                 named |= {(group.name, target.rpartition(".")[0]) for target in _targets(part)}
     assert named == {*MODULES.items(), *((group, module) for group in NEVER_BUILT for module in NEVER_BUILT[group])}

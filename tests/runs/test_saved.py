@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import compose_run
 from omegaconf import OmegaConf
+from scipy.stats import t as student
 
 import meta_exp
 from meta_exp.comparison.results import is_identity
@@ -46,10 +47,16 @@ def same(found, expected, made_by):
     return np.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
+def by_probes(learner):
+    """Evaluate by the curvature of training, as that version did: K-FAC of today then takes all passes."""
+    learner.algorithm = learner.gradient.algorithm
+
+
 def overrides(folder):
-    """The command's, but for the tuning of tau, which calibration has taken the place of."""
+    """The command's: calibration has taken the place of tuning tau, whose default for classes is another today."""
     found = OmegaConf.to_container(OmegaConf.load(folder / "overrides.yaml"))
-    return [override for override in found if not override.startswith("tune_prior_precision")]
+    tau = ["curvature.prior_precision=1000.0"] if "dataset=omniglot" in found else []
+    return [*(override for override in found if not override.startswith("tune_prior_precision")), *tau]
 
 
 def new_task(learner):
@@ -66,10 +73,16 @@ def test_the_digits_of_its_metrics(name, request):
     root = [f"dataset.root={request.getfixturevalue('omniglot_root')}"] if images else []
     run = open_run(folder, root)
     set_precision(run.cfg.matmul_precision, images)
+    by_probes(run.learner)
     found = summarize(score_tasks(run.learner, run.family, run.cfg.test_tasks, CPU))
     expected = {key: value for key, value in run.metrics.items() if key.startswith("test/")}
     assert found.keys() == expected.keys()
-    assert same([*found.values()], [expected[key] for key in found], run.metrics)
+    intervals = {key for key in found if key.endswith("_ci95")}  # of the normal distribution then, Student's today
+    others = [key for key in found if key not in intervals]
+    assert same([found[key] for key in others], [expected[key] for key in others], run.metrics)
+    for key in intervals - {key for key in intervals if "auroc" in key}:
+        wider = student(found["test/tasks"] - 1).ppf(0.975) / 1.96
+        assert found[key] == pytest.approx(wider * expected[key], rel=1e-3)
     assert same(run.learner.prior_precision, run.metrics["prior_precision"], run.metrics)
 
 
@@ -79,6 +92,7 @@ def test_the_digits_of_its_predictions(name):
     made_by = json.loads((DATA / name / "metrics.json").read_text())
     expected = json.loads((DATA / name / "predictions.json").read_text())
     x, y, new = new_task(learner)
+    by_probes(learner.learner)
     task = learner.adapt(x, y)
     assert list(learner.kinds) == list(expected)
     for kind in learner.kinds:
@@ -99,7 +113,7 @@ def test_one_that_was_killed_goes_on_to_the_weights_of_one_that_was_not(tmp_path
     for name, value in expected["state_dict"].items():
         assert same(found["state_dict"][name].numpy(), value.numpy(), made_by)
     found, expected = (json.loads((place / "metrics.json").read_text()) for place in (folder, whole))
-    names = [name for name in expected if name.startswith("test/")]
+    names = [name for name in expected if name.startswith("test/") and not name.endswith("_ci95")]
     assert same([found[name] for name in names], [expected[name] for name in names], made_by)
     curves = (np.genfromtxt(place / "curves.csv", delimiter=",", skip_header=1) for place in (folder, whole))
     assert same(*curves, made_by)

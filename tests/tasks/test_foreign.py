@@ -16,8 +16,10 @@ class Letters:
     meta_batch, input_shape, outputs, classes = 2, (1, 2, 2), 3, True
 
     def __init__(self):
-        images = torch.arange(11, dtype=torch.uint8)[:, None, None, None, None].expand(11, 6, 2, 2, 1).clone()
-        sampler = ImageTasks(images, {"test": np.arange(11)}, ways=3, shots=1, queries=4)
+        images = (
+            torch.arange(11, dtype=torch.uint8).repeat_interleave(6)[:, None, None, None].expand(66, 2, 2, 1).clone()
+        )
+        sampler = ImageTasks(images, [6] * 11, {"test": np.arange(11)}, ways=3, shots=1, queries=4)
         self.draw, self.draw_classes = sampler.draw, sampler.draw_classes
 
     def to(self, device):

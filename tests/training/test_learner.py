@@ -94,6 +94,25 @@ def test_trains_in_single_precision_at_any_tau(config, omniglot_root, curvature,
         assert all(p.dtype == torch.float32 and p.isfinite().all() for p in run.learner.parameters())
 
 
+def test_evaluation_and_production_take_the_exact_curvature(config, omniglot_root):
+    """K-FAC that trains by one probe scores, and adapts to a new task, as with all passes."""
+    small = ["dataset=omniglot", f"dataset.root={omniglot_root}", "dataset.queries=2", "model.filters=8"]
+    settings = [*TINY[:2], *small, "dataset.meta_batch=2", "chunk_size=null", "algorithm=llama", "curvature=kfac"]
+    settings += ["curvature.prior_precision=1", "likelihood=probit"]
+    probe, whole = (build(config(*settings, f"curvature.probes={probes}")) for probes in (1, "null"))
+    batch = draw_batch(probe.family, 0, "train", 0)
+    found, expected = (run.learner.evaluate(batch, 1, ["map", "linearized"]).each for run in (probe, whole))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    support = batch.support._replace(x=batch.support.x[0], y=batch.support.y[0])
+    found, expected = (
+        run.learner.adapt_task(support, None, 1)["linearized"].posterior.functional_variance(batch.query.x[0])
+        for run in (probe, whole)
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    trained, exact = (run.learner.meta_gradient(batch)[3]["log_det"] for run in (probe, whole))
+    assert (trained - exact).abs() > 1e-3 * exact
+
+
 @pytest.mark.parametrize("tau", [1e-2, 1e6])
 def test_warns_once_of_a_collapsed_network(config, caplog, tau):
     """Training is not warned of; the same network is, once, when its outputs are made to depend on their bias alone."""
@@ -108,6 +127,42 @@ def test_warns_once_of_a_collapsed_network(config, caplog, tau):
     for _ in range(2):
         run.learner._warn_if_collapsed(scores)
     assert caplog.text.count("the network has collapsed: log det is") == 1
+
+
+@pytest.mark.parametrize(
+    ("prior_term", "remedy"), [("false", "a larger curvature.prior"), ("true", "a smaller curvature.prior")]
+)
+def test_the_remedy_of_a_collapse_depends_on_the_prior_term(config, caplog, prior_term, remedy):
+    """A larger tau lets the log det be; with the prior term it would forbid adaptation altogether."""
+    run = build(config(*TINY, f"algorithm.prior_term={prior_term}"))
+    run.learner._warn_if_collapsed({"log_det": torch.ones(2), "log_det_floor": torch.ones(2)})
+    assert "the network has collapsed: log det is 1, that of outputs" in caplog.text
+    assert remedy in caplog.text
+
+
+@pytest.mark.parametrize("data", ["support", "query"])
+def test_the_floor_is_that_of_the_data_of_the_log_det(config, data):
+    """With 4 support points and 12 queries they differ; a network of a bias alone stands on the floor of its data."""
+    run = build(config(*TINY, f"algorithm.data={data}", "dataset.shots=4", "dataset.queries=12"))
+    with torch.no_grad():
+        for parameter in list(run.learner.model.parameters())[:-1]:
+            parameter.zero_()
+    batch = draw_batch(run.family, 0, "train", 0)
+    trained = run.learner.meta_gradient(batch)[3]["log_det"]
+    floor = run.learner.evaluate(batch, 1, [], of_objective=True).each["log_det_floor"].mean()
+    torch.testing.assert_close(floor, trained, rtol=1e-5, atol=0)
+    served = run.learner.evaluate(batch, 1, []).each["log_det_floor"].mean()
+    assert (served - floor).abs() < 1e-6 if data == "support" else served < 0.5 * floor
+
+
+def test_a_validation_without_any_prediction_ends_the_run(config, caplog):
+    """A hundred steps leave nothing of tasks that one adapts to: the remedy is named, and no run is called finished."""
+    run = build(config(*TINY, "evaluation_steps=100", "algorithm.inner_lr=10", "optimizer.lr=1e-9"))
+    said = r"step 2: map has no prediction \(NaN\) after 100 steps for 100 of 100 .*; try evaluation_steps=1.* or"
+    with pytest.raises(FloatingPointError, match=said):
+        run.trainer.fit(run.learner, run.stream)
+    run.learner._stop_if_all_failed({"loss": torch.ones(3), "map/nll": torch.tensor([1.0, torch.nan, 2.0])})
+    assert "map has no prediction (NaN) after 100 steps for 1 of 3 validation tasks; the mean is NaN" in caplog.text
 
 
 def test_a_number_that_is_not_finite_stops_the_run(config):

@@ -46,22 +46,30 @@ class Fan:
         figure = Figure(figsize=(11, 3.6), layout="constrained")
         axes = figure.subplots(1, len(views), sharey=True, squeeze=False)[0]
         for view, ax in zip(views, axes, strict=True):
-            _draw_task(ax, view)
+            draw_task(ax, view)
             ax.set_xlabel("x")
         axes[0].set_ylabel("y")
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncol=len(labels))
+        add_legend(figure, axes[0])
         return figure
 
 
-def _draw_task(ax: Axes, view: View) -> None:
-    """Draw one task; posterior draws, which go anywhere, do not stretch the axes."""
+def add_legend(figure: Figure, ax: Axes) -> None:
+    """Say below the figure what is drawn in ``ax``."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncol=len(labels))
+
+
+def draw_task(ax: Axes, view: View, *, curve: bool = True) -> None:
+    """Draw one task, whose query points are a ``curve`` or else data; draws do not stretch the axes."""
     assert view.band is not None
     mean, low, high = (values[:, 0] for values in view.band)
     grid, truth, steps = view.query_x[:, 0], view.query_y[:, 0], max(view.path)
     label = "95 % band" + (" (noise only)" if view.draws is None else "")
     ax.fill_between(grid, low, high, color="C0", alpha=0.18, lw=0, label=label)
-    ax.plot(grid, truth, color="black", lw=1.2, label="true curve")
+    if curve:
+        ax.plot(grid, truth, color="black", lw=1.2, label="true curve")
+    else:
+        ax.plot(grid, truth, ".", color="black", ms=4, label="query points")
     for k, style in ({0: ":", 1: "--", steps: "-"} if steps else {0: ":"}).items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
         ax.plot(grid, view.path[k][:, 0], style, color="C0" if k else "gray", lw=1.4, label=name)
@@ -76,4 +84,5 @@ def _draw_task(ax: Axes, view: View) -> None:
             line.remove()  # and put back without its part in the limits
             ax.add_artist(line)
     error = float(((mean - truth) ** 2).mean())
-    ax.set_title(f"{len(view.support_x)} support points, MSE over the curve {error:.2f}")
+    over = f"the curve {error:.2f}" if curve else f"the query points {error:.3g}"
+    ax.set_title(f"{len(view.support_x)} support points, MSE over {over}")

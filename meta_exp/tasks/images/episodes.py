@@ -1,4 +1,4 @@
-"""Class-indexed image episodes: N-way K-shot sampling from one uint8 tensor [classes, images, H, W, C].
+"""Class-indexed image episodes: N-way K-shot sampling from one uint8 tensor [images, H, W, C], class after class.
 
 An episode draws ``ways`` distinct classes of a split in random order (label j is the j-th drawn) and, within each,
 distinct images: ``shots`` for the support set, then ``queries`` for the query set. A split in ``rotated`` has four
@@ -34,16 +34,18 @@ class Choice(NamedTuple):
 
 @dataclass
 class ImageTasks:
-    """N-way K-shot episodes over the ``images`` [classes, images, H, W, C] of a store, uint8.
+    """N-way K-shot episodes over the ``images`` [images, H, W, C] of a store, uint8, class after class.
 
     Args:
         images: the pixels; they are used where they are, and never copied unless ``to`` moves them.
-        classes: the classes of each split, as indices into ``images``.
+        counts: images of each class.
+        classes: the classes of each split, as places in ``counts``.
         ways: classes of an episode.
         shots: support images a class.
         queries: query images a class.
         rotated: splits whose quarter turns are classes too.
         augmented: splits whose images are cropped, flipped and jittered.
+        inverted: whether an image is shown as its negative.
         mean: of each channel, subtracted from pixels in [0, 1].
         std: of each channel, divided by.
 
@@ -51,12 +53,14 @@ class ImageTasks:
     """
 
     images: Tensor
+    counts: Sequence[int]
     classes: dict[str, Integers]
     ways: int
     shots: int
     queries: int
     rotated: Collection[str] = ()
     augmented: Collection[str] = ()
+    inverted: bool = False
     mean: Sequence[float] = (0.0,)
     std: Sequence[float] = (1.0,)
 
@@ -64,10 +68,13 @@ class ImageTasks:
         """Refuse episodes that a split cannot fill."""
         check_sizes(self.ways, self.shots, self.queries)
         self.device = self.images.device
-        each, height, width = self.images.shape[1:4]
+        self._counts = np.asarray(self.counts)
+        self._starts = np.cumsum(self._counts) - self._counts
+        height, width = self.images.shape[1:3]
         for split in self.classes:
             classes = self._class_count(split)
             require(self.ways <= classes, "dataset.ways", f"at most {classes}, the classes of split {split}", self.ways)
+        each = min(int(self._counts[classes].min()) for classes in self.classes.values())
         expected = f"at most {each}, the images of a class"
         needed = self.shots + self.queries
         require(needed <= each, "dataset.shots + dataset.queries", expected, needed)
@@ -78,8 +85,9 @@ class ImageTasks:
         require(split in self.classes, "split", f"one of {', '.join(self.classes)}", split)
         index = distinct(rng, tasks, self._class_count(split), self.ways)
         place, turns = divmod(index, 4) if split in self.rotated else (index, np.zeros_like(index))
-        images = distinct(rng, index.size, self.images.shape[1], self.shots + self.queries)
-        return Choice(self.classes[split][place], turns, images.reshape(tasks, self.ways, -1))
+        classes = self.classes[split][place]
+        images = distinct(rng, index.size, self._counts[classes.ravel()], self.shots + self.queries)
+        return Choice(classes, turns, images.reshape(tasks, self.ways, -1))
 
     def draw(self, split: str, rng: np.random.Generator, tasks: int) -> Episode:
         """Draw ``tasks`` episodes, on the device given to ``to``, sorted by label.
@@ -110,8 +118,10 @@ class ImageTasks:
     def _examples(self, choice: Choice, noise: np.random.Generator | None) -> Examples:
         """Gather, turn and finish the chosen images; ``noise`` augments them."""
         tasks, ways, each = choice.images.shape
-        rows = choice.classes[..., None] * self.images.shape[1] + choice.images
+        rows = self._starts[choice.classes][..., None] + choice.images
         pixels = self._gather(rows.reshape(-1, each), choice.turns.ravel()).movedim(-1, -3)
+        if self.inverted:
+            pixels.bitwise_not_()
         if noise:
             x = augment(pixels, noise)
         else:  # a product, not a quotient, which a GPU rounds in another way
@@ -129,7 +139,7 @@ class ImageTasks:
         """
         order = np.argsort(turns, kind="stable")
         index = torch.from_numpy(rows[order].ravel()).to(self.images.device)
-        pixels = self.images.flatten(0, 1).index_select(0, index).to(self.device)
+        pixels = self.images.index_select(0, index).to(self.device)
         if not turns.any():
             return pixels
         alike = pixels.split((np.bincount(turns) * rows.shape[1]).tolist())
@@ -147,13 +157,13 @@ def check_sizes(ways: int, shots: int, queries: int, meta_batch: int = 1) -> Non
     require_at_most(LARGEST, "dataset.ways", ways)
 
 
-def distinct(rng: np.random.Generator, rows: int, n: int, k: int) -> Integers:
-    """Draw [rows, k] integers below n, distinct within a row, in random order.
+def distinct(rng: np.random.Generator, rows: int, n: int | Integers, k: int) -> Integers:
+    """Draw [rows, k] integers below n, or below each row's n [rows], distinct within a row, in random order.
 
     The j-th draw is one of the n - j integers not yet taken, counted from the smallest (a Lehmer code): the cost does
     not depend on n.
     """
-    draws = rng.integers(n - np.arange(k), size=(rows, k))
+    draws = rng.integers(np.asarray(n)[..., None] - np.arange(k), size=(rows, k))
     for j in reversed(range(k - 1)):
         draws[:, j + 1 :] += draws[:, j + 1 :] >= draws[:, j, None]
     return draws

@@ -1,12 +1,14 @@
 """Image files of any size and mode, brought to what a network was trained on.
 
-One channel is drawings, as Omniglot's are: strokes 1, paper 0. A file is turned as its EXIF tag says, transparency is
-laid on white, colours become grey, and the contrast is stretched: darkest 0, lightest 255. The paper is the median of
-the border; if it is dark, the image is a light drawing on a dark ground and is inverted first. The drawing is then
-padded with paper to the network's aspect, resized (Lanczos) and inverted. A drawing of Omniglot becomes the very pixels
-that training saw. Ink that cannot be seen on white, as white ink on transparency, is read from its opacity.
+A file is turned as its EXIF tag says, transparency is laid on white, and the image is resized (Lanczos) to the
+network's size: RGB for three channels, grey for one. Whether a grey image is then inverted is a matter of the data set
+that the network was trained on, not of the image: an image and its negative are two things.
 
-Three channels are photographs: turned, laid on white and resized; RGB in [0, 1], not inverted.
+Omniglot's drawings, strokes 1 and paper 0, are another matter: whoever draws one has ink and paper of some shade, so
+that each is judged by itself. The contrast is stretched: darkest 0, lightest 255. The paper is the median of the
+border; if it is dark, the image is a light drawing on a dark ground and is inverted first. The drawing is then padded
+with paper to the network's aspect, resized and inverted. A drawing of Omniglot becomes the very pixels that training
+saw. Ink that cannot be seen on white, as white ink on transparency, is read from its opacity.
 
 What would be lost in silence is refused: a page on which nothing is drawn, further pages of a file, and in a folder
 whatever is not one of its images. Of a camera's file with a preview the picture itself is read.
@@ -15,6 +17,7 @@ whatever is not one of its images. Of a camera's file with a preview the picture
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,57 +31,72 @@ PIXELS = 64_000_000  # of one image; an A4 page of 600 dots an inch has 35 milli
 CONTRAST = 8  # grey values of 256, below which an image is paper with noise
 
 
-def read_images(files: Sequence[str | Path], shape: Sequence[int]) -> NDArray[np.float32]:
+class Treatment(NamedTuple):
+    """How the images of a data set become what a network sees, beside their size.
+
+    Args:
+        invert: whether a grey image is shown as its negative; None for drawings, each of which is judged by itself.
+        mean: of each channel, subtracted from pixels in [0, 1].
+        std: of each channel, divided by.
+    """
+
+    invert: bool | None = None
+    mean: Sequence[float] = (0.0,)
+    std: Sequence[float] = (1.0,)
+
+
+def read_images(files: Sequence[str | Path], shape: Sequence[int], invert: bool | None = None) -> NDArray[np.float32]:
     """Read ``files`` as inputs [n, C, H, W] in [0, 1] of a network whose ``shape`` is [C, H, W].
 
-    Raises ValueError, with the file's name, where one is no image, is damaged, has several pages or shows nothing.
+    ``invert`` is that of ``Treatment``. Raises ValueError, with the file's name, where one is no image, is damaged, has
+    several pages or shows nothing.
     """
     require(len(shape) == 3 and shape[0] in (1, 3), "images", "a network for images of 1 or 3 channels", list(shape))
     require(not isinstance(files, str | Path), "files", "a list of files", "a single one", "put it in a list")
     require(len(files) > 0, "files", "at least one image", "none")
     pixels = np.empty((len(files), *shape), np.float32)
     for image, file in zip(pixels, files, strict=True):
-        image[...] = _read(file, shape)
-    pixels /= 255
+        image[...] = read_image(file, shape, invert)
+    pixels *= np.float32(1 / 255)  # a product, as in training
     return pixels
 
 
 def list_images(folder: Path) -> list[Path]:
     """Return the files in ``folder`` sorted by name, hidden ones left out; raises ValueError at what is no file."""
-    entries = _entries(folder)
-    for entry in entries:
+    found = entries(folder)
+    for entry in found:
         kind = "a folder" if entry.is_dir() else "something else"
         require(entry.is_file(), str(entry), "an image file", kind, "move its images up, or it away")
-    require(bool(entries), str(folder), "a folder of images", "no file in it")
-    return entries
+    require(bool(found), str(folder), "a folder of images", "no file in it")
+    return found
 
 
 def list_classes(folder: Path) -> list[Path]:
     """Return the sub-folders of ``folder``, a class each, sorted by name; raises ValueError at what is none."""
-    entries = _entries(folder)
-    require(any(entry.is_dir() for entry in entries), f"support={folder}", "a sub-folder a class", "none")
-    for entry in entries:
+    found = entries(folder)
+    require(any(entry.is_dir() for entry in found), f"support={folder}", "a sub-folder a class", "none")
+    for entry in found:
         remedy = "move it into the folder of its class, or away"
         require(entry.is_dir(), str(entry), "a sub-folder a class and nothing beside", "a file", remedy)
-    return entries
+    return found
 
 
-def _entries(folder: Path) -> list[Path]:
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    for entry in entries:
+def entries(folder: Path) -> list[Path]:
+    """Return what is in ``folder`` sorted by name, hidden files left out; raises ValueError at a link to nothing."""
+    found = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    for entry in found:
         require(entry.exists(), str(entry), "a file or a folder", "a link to nothing", "mend it, or remove it")
-    return entries
+    return found
 
 
-def _read(file: str | Path, shape: Sequence[int]) -> NDArray[np.uint8]:
-    channels, height, width = shape
+def read_image(file: str | Path, shape: Sequence[int], invert: bool | None = None) -> NDArray[np.uint8]:
+    """Read one of them: uint8 [C, H, W]."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below
             with Image.open(file, formats=FORMATS) as opened:
                 wrong = _wrong(opened)
-                size = (width, height)
-                pixels = None if wrong else _pixels(ImageOps.exif_transpose(opened), size, photograph=channels == 3)
+                pixels = None if wrong else treat_image(ImageOps.exif_transpose(opened), shape, invert)
     except UnidentifiedImageError as error:
         raise ValueError(f"{file}: expected an image, got {one_line(error)}; one of {', '.join(FORMATS)}") from error
     except Exception as error:  # file, codec and pixels have errors of their own; what matters is which image
@@ -100,14 +118,25 @@ def _wrong(image: Image.Image) -> str | None:
     return None
 
 
-def _pixels(image: Image.Image, size: tuple[int, int], photograph: bool) -> NDArray[np.uint8] | None:
-    """Return what the network takes, [H, W] or [3, H, W], or None where nothing is drawn."""
+def treat_image(image: Image.Image, shape: Sequence[int], invert: bool | None = None) -> NDArray[np.uint8] | None:
+    """Return what a network of ``shape`` takes, uint8 [C, H, W], or None where nothing is drawn."""
+    channels, height, width = shape
+    size = (width, height)
     image = _eight_bits(image)
     seen = _on_white(image)
     grey, alpha = seen.convert("L"), _alpha(image)
     hidden = _contrast(grey) < CONTRAST <= _contrast(alpha)
-    if photograph:
+    if channels == 3:
         return None if hidden else np.asarray(seen.resize(size, LANCZOS)).transpose(2, 0, 1)
+    if invert is None:
+        drawing = _drawing(grey, alpha, size, hidden)
+        return None if drawing is None else drawing[None]
+    shown = np.asarray(grey.resize(size, LANCZOS))[None]
+    return None if hidden else 255 - shown if invert else shown
+
+
+def _drawing(grey: Image.Image, alpha: Image.Image, size: tuple[int, int], hidden: bool) -> NDArray[np.uint8] | None:
+    """Return strokes 255 and paper 0, [H, W], or None where nothing is drawn."""
     if hidden:
         grey = ImageOps.invert(alpha)
     if _contrast(grey) < CONTRAST:

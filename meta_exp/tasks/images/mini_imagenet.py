@@ -22,8 +22,9 @@ import torch
 from meta_exp.config.checks import require
 from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
+from meta_exp.tasks.images.files import Treatment
 from meta_exp.tasks.images.picture import ClassifiedImages
-from meta_exp.tasks.images.source import Pixels, Source, draft_folder, shorten
+from meta_exp.tasks.images.source import Listing, Pixels, Source, draft_folder, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
 IMAGES, SIDE = 600, 84
@@ -85,14 +86,9 @@ class MiniImagenet:
         return self.ways
 
     @property
-    def mean(self) -> tuple[float, ...]:
-        """Subtracted from each channel of pixels in [0, 1]."""
-        return MEAN if self.normalize else (0.0,)
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Divided by, channel by channel."""
-        return STD if self.normalize else (1.0,)
+    def treatment(self) -> Treatment:
+        """How images become what the network sees."""
+        return Treatment(None, MEAN, STD) if self.normalize else Treatment()
 
     @cached_property
     def split_classes(self) -> dict[str, Integers]:
@@ -102,7 +98,7 @@ class MiniImagenet:
 
     @cached_property
     def store(self) -> ImageStore:
-        """All images, uint8 [100, 600, 84, 84, 3]; read, checked and kept when first asked for."""
+        """All images, uint8 [60000, 84, 84, 3], 600 of each class; read, checked and kept when first asked for."""
         root = Path(self.root).expanduser()
         if self.download:
             fetch(root)
@@ -112,9 +108,9 @@ class MiniImagenet:
     def sampler(self) -> ImageTasks:
         """How episodes are drawn from the images of each split."""
         images = torch.from_numpy(self.store.pixels)
-        tasks = ImageTasks(images, self.split_classes, self.ways, self.shots, self.queries)
+        tasks = ImageTasks(images, self.store.counts, self.split_classes, self.ways, self.shots, self.queries)
         tasks.augmented = ("train",) if self.augment else ()
-        tasks.mean, tasks.std = self.mean, self.std
+        tasks.mean, tasks.std = self.treatment.mean, self.treatment.std
         return tasks
 
     @property
@@ -161,8 +157,8 @@ def mini_imagenet_source(root: Path) -> Source:
 
     names = [name for classes in CLASSES.values() for name in classes]
     split_names = [split for split, classes in CLASSES.items() for _ in classes]
-    shape = (len(names), IMAGES, SIDE, SIDE, 3)
-    return Source("mini-imagenet", list(files.values()), shape, names, split_names, convert)
+    listing = Listing([IMAGES] * len(names), names, split_names)
+    return Source("mini-imagenet", list(files.values()), (SIDE, SIDE, 3), lambda: listing, convert)
 
 
 def fetch(root: Path) -> None:

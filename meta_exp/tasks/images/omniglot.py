@@ -23,8 +23,9 @@ from PIL import Image
 from meta_exp.config.checks import require
 from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
+from meta_exp.tasks.images.files import Treatment
 from meta_exp.tasks.images.picture import ClassifiedImages
-from meta_exp.tasks.images.source import Pixels, Source, draft_folder, shorten
+from meta_exp.tasks.images.source import Listing, Pixels, Source, draft_folder, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
 DRAWINGS, SOURCE_SIDE, SIDE = 20, 105, 28
@@ -82,6 +83,7 @@ class Omniglot:
 
     input_shape = (1, SIDE, SIDE)
     classes = True
+    treatment = Treatment()
 
     def __post_init__(self) -> None:
         """Refuse settings out of range."""
@@ -114,7 +116,7 @@ class Omniglot:
 
     @cached_property
     def store(self) -> ImageStore:
-        """All drawings, uint8 [1623, 20, 28, 28, 1] with strokes 255; read, checked and kept when first asked for."""
+        """All drawings, uint8 [32460, 28, 28, 1], 20 a class, strokes 255; read, checked and kept when asked for."""
         root = Path(self.root).expanduser()
         if self.download:
             fetch(root)
@@ -124,8 +126,8 @@ class Omniglot:
     def sampler(self) -> ImageTasks:
         """How episodes are drawn from the drawings of each split."""
         rotated = ("train",) if self.rotations else ()
-        images = torch.from_numpy(self.store.pixels)
-        return ImageTasks(images, self.split_classes, self.ways, self.shots, self.queries, rotated)
+        images, counts = torch.from_numpy(self.store.pixels), self.store.counts
+        return ImageTasks(images, counts, self.split_classes, self.ways, self.shots, self.queries, rotated)
 
     @property
     def class_names(self) -> dict[str, list[str]]:
@@ -184,7 +186,8 @@ def omniglot_source(folder: Path) -> Source:
 
     names = character_names()
     split_names = [name for name, alphabets in ALPHABETS.items() for _ in _characters(alphabets)]
-    return Source("omniglot", parts, (len(names), DRAWINGS, SIDE, SIDE, 1), names, split_names, convert_parts)
+    listing = Listing([DRAWINGS] * len(names), names, split_names)
+    return Source("omniglot", parts, (SIDE, SIDE, 1), lambda: listing, convert_parts)
 
 
 def find_set(folder: Path, name: str) -> Path:

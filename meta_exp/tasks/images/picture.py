@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.images.files import Treatment
 from meta_exp.tasks.picture import Values, View
 from meta_exp.tasks.stream import TaskFamily, draw_tasks
 
@@ -22,11 +23,19 @@ MOST_QUERIES = 10
 LETTERS = 26
 
 
+class TreatedFamily(TaskFamily, Protocol):
+    """Tasks about images that were treated before they are seen."""
+
+    @property
+    def treatment(self) -> Treatment:
+        """How they were treated."""
+
+
 @dataclass(frozen=True)
 class ClassifiedImages:
     """The first test task: one support image of each class, and query images with bars of probability below."""
 
-    family: TaskFamily
+    family: TreatedFamily
 
     name = "episode"
 
@@ -52,7 +61,7 @@ class ClassifiedImages:
         for c, ax in enumerate(np.atleast_1d(top.subplots(1, columns))):
             ax.set_axis_off()
             if c < ways:
-                _show_image(ax, view.support_x[labels == c][0])
+                self._show_image(ax, view.support_x[labels == c][0])
                 ax.set_title(f"class {letters[c]}", fontsize=9)
         title = "query: new images, and the probability of each class (true class in black)"
         bottom.suptitle(title, x=0.01, ha="left", fontsize=9)
@@ -61,7 +70,7 @@ class ClassifiedImages:
             ax.set_axis_off()
         for i, q in enumerate(shown):
             image, bars = grid[2 * (i // columns)][i % columns], grid[2 * (i // columns) + 1][i % columns]
-            _show_image(image, view.query_x[q])
+            self._show_image(image, view.query_x[q])
             right = int(next(reversed(probabilities.values()))[q].argmax()) == int(truth[q])
             image.set_title(f"{letters[int(truth[q])]}: {'right' if right else 'WRONG'}", fontsize=9)
             _draw_bars(bars, {kind: p[q] for kind, p in probabilities.items()}, int(truth[q]), letters)
@@ -69,6 +78,15 @@ class ClassifiedImages:
             handles, names = grid[1][0].get_legend_handles_labels()
             figure.legend(handles, names, loc="outside lower center", ncol=len(names))
         return figure
+
+    def _show_image(self, ax: Axes, image: NDArray) -> None:
+        """Show an image [C, H, W] as it was: strokes, which are high, dark."""
+        invert, *moments = self.family.treatment
+        mean, std = (np.asarray(values)[:, None, None] for values in moments)
+        pixels = np.moveaxis(np.clip(image * std + mean, 0, 1), 0, -1)
+        if pixels.shape[-1] == 1:
+            pixels = pixels[..., 0] if invert is False else 1 - pixels[..., 0]
+        ax.imshow(pixels, cmap="gray", vmin=0, vmax=1)
 
 
 def _draw_bars(ax: Axes, probabilities: Mapping[str, Values], truth: int, letters: Sequence[str]) -> None:
@@ -83,9 +101,3 @@ def _draw_bars(ax: Axes, probabilities: Mapping[str, Values], truth: int, letter
     ax.set_xticks(range(ways), letters, fontsize=7, color="gray")
     tick = ax.get_xticklabels()[truth]
     tick.set(color="black", fontweight="bold")
-
-
-def _show_image(ax: Axes, image: NDArray) -> None:
-    """Show an image [C, H, W] with values in [0, 1], or if it has one channel, its negative."""
-    pixels = np.moveaxis(image, 0, -1)
-    ax.imshow(pixels if pixels.shape[-1] == 3 else 1 - pixels[..., 0], cmap="gray", vmin=0, vmax=1)

@@ -1,7 +1,8 @@
-"""Where a store's images come from: files that somebody published, and how they become pixels.
+"""Where a store's images come from: files that somebody has, and how they become pixels.
 
-A source is fetched into a draft folder and moved into place whole, so that no half of it is ever taken for it. Its
-stamp (names, sizes and times of its files) tells without reading it whether it is still what a store was made from.
+A published source is fetched into a draft folder and moved into place whole, so that no half of it is ever taken for
+it. Its stamp (names, sizes and times of its files) tells without reading it whether it is still what a store was made
+from; what it lists, which may take reading it, is asked for only when it is not.
 """
 
 import os
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,25 +21,31 @@ from platformdirs import user_cache_path
 Pixels = NDArray[np.uint8]
 
 
+class Listing(NamedTuple):
+    """The classes of a source in order: the number of images, the name and the source's own split of each."""
+
+    counts: Sequence[int]
+    class_names: Sequence[str]
+    split_names: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Source:
     """What a store is made from.
 
     Args:
-        name: of the data set.
-        files: the published files, or folders of them.
-        shape: [classes, images, H, W, C].
-        class_names: of each class.
-        split_names: of each class, the published split that it is in.
+        name: of the data set, and of what its images are brought to.
+        files: the files, or folders of them.
+        size: of an image, [H, W, C].
+        list_classes: lists its classes; raises ValueError for a faulty source.
         convert: yields the pixels of the classes in order, uint8 [images, H, W, C] each; raises ValueError for a faulty
             source.
     """
 
     name: str
     files: Sequence[Path]
-    shape: tuple[int, ...]
-    class_names: Sequence[str]
-    split_names: Sequence[str]
+    size: tuple[int, int, int]
+    list_classes: Callable[[], Listing]
     convert: Callable[[], Iterator[Pixels]]
 
     @property

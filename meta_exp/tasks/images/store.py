@@ -1,9 +1,10 @@
 """The image store: every image of a data set in one checked file, opened by memory map.
 
-A store holds uint8 pixels [classes, images, H, W, C], the name of each class and the split of the source that it is in.
+A store holds uint8 pixels [images, H, W, C], class after class, and of each class how many images it has, its name, the
+split of the source that it is in, and what statistics are made of.
 Whoever comes first converts the source; everybody after opens the file, and parallel jobs share its pages. The file is
 in the safetensors layout (8 bytes of header length, a JSON header, raw bytes), so that other tools can read it. Its
-header holds the format version, the stamp of the source, a hash of each class, and a hash over all of these.
+header holds the format version, the stamp of the source, a hash of each class, and a hash over all that it says.
 
 What is checked: at each opening the header, the size of the file, the stamp, and the classes themselves up to SAMPLE
 bytes, evenly spaced (all of Omniglot; three classes of miniImageNet, whose 1.3 GB would take seconds); by ``verify``
@@ -20,7 +21,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
-from math import prod
+from itertools import pairwise
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,9 +32,9 @@ from rich.console import Console
 from rich.progress import track
 
 from meta_exp.files import acquire
-from meta_exp.tasks.images.source import Pixels, Source, shorten
+from meta_exp.tasks.images.source import Listing, Pixels, Source, shorten
 
-FORMAT = 1  # raise it with any change of the layout, or of how a source is converted
+FORMAT = 2  # raise it with any change of the layout, or of how a source is converted
 SAMPLE = 40 * 2**20  # bytes of pixels that an opening checks
 ALIGNMENT = 4096  # of the pixels within the file
 LONGEST_HEADER = 2**24  # bytes; that of Omniglot has some 100 000
@@ -42,28 +44,65 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ImageStore:
-    """Pixels uint8 [classes, images, H, W, C]; name, split and hash of each class; its file if it has one."""
+    """Pixels uint8 [images, H, W, C], class after class; what is said of each class; its file if it has one.
+
+    Attributes:
+        counts: images of each class.
+        class_names: of each class.
+        split_names: of each class, the split of the source that it is in.
+        digests: a hash of the pixels of each class.
+        sums: of each class and channel, the sums of its pixels and of their squares, [2, C], and in front the number of
+            its images whose border is light: 1 + 2 C integers.
+    """
 
     pixels: Pixels
+    counts: Sequence[int]
     class_names: Sequence[str]
     split_names: Sequence[str]
     digests: Sequence[str]
+    sums: Sequence[Sequence[int]]
     file: Path | None = None
 
     @property
     def content(self) -> str:
-        """The hash over shape, names and hashes: equal stores hold the same images under the same names."""
-        return _content(self.pixels.shape, self.class_names, self.split_names, self.digests)
+        """The hash over size, counts, names, hashes and sums: equal stores hold the same images by the same names."""
+        return _content(self.pixels.shape[1:], *self.listing, self.digests, self.sums)
+
+    @property
+    def listing(self) -> Listing:
+        """What the source listed."""
+        return Listing(self.counts, self.class_names, self.split_names)
+
+    def images(self, index: int) -> Pixels:
+        """Return the pixels of a class, uint8 [images, H, W, C]."""
+        start = sum(self.counts[:index])
+        return self.pixels[start : start + self.counts[index]]
+
+    def moments(self, classes: Sequence[int]) -> tuple[list[float], list[float]]:
+        """Return mean and deviation of each channel over all pixels, in [0, 1], of some classes."""
+        channels = self.pixels.shape[-1]
+        number = sum(self.counts[index] for index in classes) * prod(self.pixels.shape[1:3])
+        totals = [sum(self.sums[index][1 + place] for index in classes) for place in range(2 * channels)]
+        means = [total / (255 * number) for total in totals[:channels]]
+        squares = [total / (255**2 * number) for total in totals[channels:]]
+        return means, [sqrt(max(square - mean**2, 0.0)) for mean, square in zip(means, squares, strict=True)]
+
+    def light(self, classes: Sequence[int]) -> float:
+        """Return the share of images, of some classes, whose border is light."""
+        return sum(self.sums[index][0] for index in classes) / sum(self.counts[index] for index in classes)
 
     def verify(self) -> None:
         """Check every class against its hash; raises ValueError naming those that differ."""
-        self.check(range(len(self.pixels)))
+        self.check(range(len(self.counts)))
 
     def check(self, classes: Sequence[int]) -> None:
         """Check some classes against their hashes; raises ValueError naming those that differ."""
-        wrong = [self.class_names[index] for index in classes if _digest(self.pixels[index]) != self.digests[index]]
+        ends = np.cumsum([0, *self.counts]).tolist()
+        spans = list(pairwise(ends))
+        wrong = [index for index in classes if _digest(self.pixels[slice(*spans[index])]) != self.digests[index]]
         if wrong:
-            raise ValueError(f"{self.file} is damaged: its images of {shorten(wrong)} are not those stored")
+            names = shorten([self.class_names[index] for index in wrong])
+            raise ValueError(f"{self.file} is damaged: its images of {names} are not those stored")
 
 
 def open_store(source: Source) -> ImageStore:
@@ -122,78 +161,100 @@ def read_store(source: Source) -> ImageStore:
     """
     file = source.store_file
     header, start = _read_header(file)
-    expected = {"format": FORMAT, "stamp": source.stamp(), "shape": list(source.shape)}
-    expected |= {"class_names": list(source.class_names), "split_names": list(source.split_names)}
+    expected = {"format": FORMAT, "stamp": source.stamp(), "size": list(source.size)}
     for key, value in expected.items():
         if header.get(key) != value:
-            raise ValueError(f"{file} is stale: it has another {key.replace('_', ' ')}")
-    if file.stat().st_size != start + prod(source.shape):
-        raise ValueError(f"{file} is damaged: it has another size")
-    digests: Any = header.get("digests")
-    listed = isinstance(digests, list) and all(isinstance(digest, str) for digest in digests)
-    if not listed or len(digests) != len(source.class_names):
-        raise ValueError(f"{file} is damaged: its header has no hash of each class")
-    if header.get("content") != _content(source.shape, source.class_names, source.split_names, digests):
+            raise ValueError(f"{file} is stale: it has another {key}")
+    per_class: list[Any] = [header.get(key) for key in ("counts", "class_names", "split_names", "digests", "sums")]
+    if header.get("content") != _content(source.size, *per_class) or len({_length(part) for part in per_class}) != 1:
         raise ValueError(f"{file} is damaged: its header does not hold together")
+    counts, names, splits, digests, sums = per_class
+    shape = (sum(counts), *source.size)
+    if file.stat().st_size != start + prod(shape):
+        raise ValueError(f"{file} is damaged: it has another size")
     # copy on write, so that torch may have it: nobody writes, and the pages stay those of the file
-    pixels = np.memmap(file, np.uint8, "c", start, source.shape)
-    store = ImageStore(pixels, source.class_names, source.split_names, digests, file)
-    count = min(len(pixels), max(3, SAMPLE // pixels[0].nbytes))
-    store.check(np.linspace(0, len(pixels) - 1, count).astype(int).tolist())
+    pixels = np.memmap(file, np.uint8, "c", start, shape)
+    store = ImageStore(pixels, counts, names, splits, digests, sums, file)
+    sampled = min(len(counts), max(3, SAMPLE * len(counts) // pixels.nbytes))
+    store.check(np.linspace(0, len(counts) - 1, sampled).astype(int).tolist())
     return store
 
 
 def _write(stream: BinaryIO, source: Source) -> None:
     """Write a store class by class: never more than one class in memory beside what ``convert`` holds."""
+    listing, stamp = source.list_classes(), source.stamp()
+    digests, sums = [], []
+    needed = sum(listing.counts) * prod(source.size)
+    largest = max(listing.counts) * prod(source.size) * 255**2
+    room = [[largest] * (1 + 2 * source.size[-1])] * len(listing.counts)  # no number of them has more digits
     try:
-        start = stream.write(_header(source, [_digest(b"")] * source.shape[0]))  # its place, to be filled below
-        digests = []
-        for pixels in _progress(source):
+        room_for = len(_header(source, stamp, listing, [_digest(b"")] * len(room), room))
+        stream.seek(room_for)
+        for pixels in _progress(source, listing):
             stream.write(pixels.data)
             digests.append(_digest(pixels))
+            sums.append(_sums(pixels))
         stream.seek(0)
-        assert stream.write(_header(source, digests)) == start
+        stream.write(_header(source, stamp, listing, digests, sums, room_for))
         stream.flush()
         os.fsync(stream.fileno())
     except OSError as error:
         if error.filename:  # of the source
             raise
-        needed = f"{error.strerror}; the data cache needs {prod(source.shape) / 1e6:.0f} MB there: make room, or set "
-        raise OSError(error.errno, needed + "META_EXP_CACHE to a folder elsewhere", str(source.store_file)) from error
+        words = f"{error.strerror}; the data cache needs {needed / 1e6:.0f} MB there: make room, or set "
+        raise OSError(error.errno, words + "META_EXP_CACHE to a folder elsewhere", str(source.store_file)) from error
 
 
 def _convert_in_memory(source: Source) -> ImageStore:
-    pixels = np.empty(source.shape, np.uint8)
-    for index, images in enumerate(_progress(source)):
-        pixels[index] = images
-    return ImageStore(pixels, source.class_names, source.split_names, [_digest(images) for images in pixels])
+    listing = source.list_classes()
+    classes = list(_progress(source, listing))
+    digests, sums = [_digest(pixels) for pixels in classes], [_sums(pixels) for pixels in classes]
+    return ImageStore(np.concatenate(classes), *listing, digests, sums)
 
 
-def _progress(source: Source) -> Iterator[Pixels]:
+def _progress(source: Source, listing: Listing) -> Iterator[Pixels]:
     """Convert class by class, with a bar for people."""
-    classes = source.convert()
-    bar = track(classes, f"Converting {source.name}", total=source.shape[0], console=Console(stderr=True))
-    for pixels in bar:
-        assert pixels.shape == source.shape[1:]
+    total = len(listing.counts)
+    bar = track(source.convert(), f"Converting {source.name}", total=total, console=Console(stderr=True))
+    for count, pixels in zip(listing.counts, bar, strict=True):
+        assert pixels.shape == (count, *source.size)
         assert pixels.dtype == np.uint8
         yield np.ascontiguousarray(pixels)
 
 
-def _header(source: Source, digests: list[str]) -> bytes:
-    """Return the file's bytes before the pixels, padded to ALIGNMENT."""
+def _sums(pixels: Pixels) -> list[int]:
+    """Return what ``ImageStore.sums`` holds of a class, exact."""
+    border = np.concatenate([pixels[:, 0], pixels[:, -1], pixels[:, :, 0], pixels[:, :, -1]], 1)
+    light = sum(np.median(border.reshape(len(border), -1), 1) > 127) if len(border) else 0
+    values = np.arange(256)
+    counts = [np.bincount(pixels[..., channel].ravel(), minlength=256) for channel in range(pixels.shape[-1])]
+    return [int(light), *(int(count @ values) for count in counts), *(int(count @ values**2) for count in counts)]
+
+
+def _header(
+    source: Source,
+    stamp: str,
+    listing: Listing,
+    digests: Sequence[str],
+    sums: Sequence[Sequence[int]],
+    length: int | None = None,
+) -> bytes:
+    """Return the file's bytes before the pixels, padded to ``length``, or else to ALIGNMENT."""
     ours = {
         "format": FORMAT,
-        "stamp": source.stamp(),
-        "shape": source.shape,
-        "class_names": list(source.class_names),
-        "split_names": list(source.split_names),
+        "stamp": stamp,
+        "size": source.size,
+        **{key: list(part) for key, part in listing._asdict().items()},
         "digests": digests,
-        "content": _content(source.shape, source.class_names, source.split_names, digests),
+        "sums": sums,
+        "content": _content(source.size, *listing, digests, sums),
     }
-    tensor = {"dtype": "U8", "shape": source.shape, "data_offsets": [0, prod(source.shape)]}
+    shape = (sum(listing.counts), *source.size)
+    tensor = {"dtype": "U8", "shape": shape, "data_offsets": [0, prod(shape)]}
     text = json.dumps({"__metadata__": {"meta_exp": json.dumps(ours)}, "pixels": tensor}).encode()
-    length = -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT - 8
-    return length.to_bytes(8, "little") + text.ljust(length)
+    length = length or -(-(8 + len(text)) // ALIGNMENT) * ALIGNMENT
+    assert 8 + len(text) <= length
+    return (length - 8).to_bytes(8, "little") + text.ljust(length - 8)
 
 
 def _read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -207,8 +268,12 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
         raise ValueError(f"{file} is damaged: its header cannot be read") from error
 
 
-def _content(shape: Sequence[int], *names: Sequence[str]) -> str:
-    return _digest(json.dumps([list(shape), *map(list, names)]).encode())
+def _content(size: Sequence[int], *of_classes: Any) -> str:
+    return _digest(json.dumps([list(size), *of_classes]).encode())
+
+
+def _length(part: Any) -> int:
+    return len(part) if isinstance(part, list) else -1
 
 
 def _digest(content: Any) -> str:

@@ -20,13 +20,13 @@ def store(classes: int = CLASSES, images: int = IMAGES) -> Tensor:
     pixels[:, :, 0, 0, 0] = torch.arange(classes)[:, None]
     pixels[:, :, 0, 2, 0] = torch.arange(images)
     pixels[:, :, 2, 2, 0] = 255
-    return pixels
+    return pixels.flatten(0, 1)
 
 
 def sampler(**sizes: int) -> ImageTasks:
     sizes = {"ways": WAYS, "shots": SHOTS, "queries": QUERIES} | sizes
     classes = {split: np.arange(CLASSES) for split in ("train", "test")}
-    return ImageTasks(store(), classes, rotated=("train",), **sizes)
+    return ImageTasks(store(), [IMAGES] * CLASSES, classes, rotated=("train",), **sizes)
 
 
 def upright(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -74,7 +74,9 @@ def test_rotations_are_counterclockwise_quarters_and_only_where_asked() -> None:
 @pytest.mark.parametrize("rotated", [(), ("test",)])
 def test_pixels_and_channels_are_kept(rotated: tuple[str, ...]) -> None:
     images = torch.randint(256, (3, 4, 4, 4, 3), dtype=torch.uint8)
-    tasks = ImageTasks(images, {"test": np.arange(3)}, ways=3, shots=1, queries=3, rotated=rotated)
+    tasks = ImageTasks(
+        images.flatten(0, 1), [4] * 3, {"test": np.arange(3)}, ways=3, shots=1, queries=3, rotated=rotated
+    )
     choice = tasks.choose("test", np.random.default_rng(0), 6)
     x = tasks.draw("test", np.random.default_rng(0), 6).query.x
     assert x.is_contiguous()
@@ -105,6 +107,39 @@ def test_distinct_draws_each_ordered_choice_equally_often(n: int, k: int) -> Non
     assert len(choices) == number
     assert all(len(set(choice)) == k for choice in choices.tolist())
     assert counts.std() < 1.5 * np.sqrt(rows / number), "no more spread than chance"
+
+
+def test_draws_below_a_number_for_each_row_are_those_below_one_number() -> None:
+    one, each = (distinct(np.random.default_rng(0), 500, n, 4) for n in (9, np.full(500, 9)))
+    assert (one == each).all()
+    ragged = distinct(np.random.default_rng(0), 3000, np.resize([4, 7], 3000), 4)
+    assert all(len(set(row)) == 4 for row in ragged.tolist())
+    assert (ragged[::2].max(), ragged[1::2].max()) == (3, 6)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_classes_of_unequal_size_show_all_their_images_equally_often(split: str) -> None:
+    """A class has four turns in train, and each of its images appears as often as its others."""
+    counts = [5, 9, 6]
+    pixels = torch.cat([store(3, count)[count * place : count * (place + 1)] for place, count in enumerate(counts)])
+    classes = {"train": np.arange(3), "test": np.array([0, 1, 2])}
+    tasks = ImageTasks(pixels, counts, classes, ways=3, shots=2, queries=3, rotated=("train",))
+    support, query = tasks.draw(split, np.random.default_rng(0), 2000)
+    x = torch.cat([support.x.unflatten(1, (3, 2)), query.x.unflatten(1, (3, 3))], 2)
+    which, images, _ = upright(x)
+    for place, count in enumerate(counts):
+        shown = np.bincount(images[which == place].numpy(), minlength=count)
+        assert len(shown) == count
+        assert shown.std() < 3 * np.sqrt(shown.mean()), "no more spread than chance"
+    with pytest.raises(ValueError, match="at most 5, the images of a class, got 6"):
+        ImageTasks(pixels, counts, classes, ways=3, shots=2, queries=4)
+
+
+def test_inverted_images_are_negatives_also_where_they_are_turned() -> None:
+    plain, inverted = (ImageTasks(store(), [IMAGES] * CLASSES, {"train": np.arange(CLASSES)}, 4, 2, 3,
+                                  rotated=("train",), inverted=value) for value in (False, True))  # fmt: skip
+    x, z = (tasks.draw("train", np.random.default_rng(0), TASKS).query.x for tasks in (plain, inverted))
+    torch.testing.assert_close(z, 1 - x)
 
 
 def test_classes_images_and_labels_are_drawn_uniformly() -> None:
@@ -139,20 +174,22 @@ def test_other_refusals() -> None:
     with pytest.raises(ValueError, match="split: expected one of train, test, got valid"):
         sampler().draw("valid", np.random.default_rng(0), 1)
     with pytest.raises(ValueError, match="rotations: expected square images, got 2 x 3"):
-        ImageTasks(torch.zeros(2, 2, 2, 3, 1, dtype=torch.uint8), {"train": np.arange(2)}, 2, 1, 1, rotated=("train",))
+        ImageTasks(
+            torch.zeros(4, 2, 3, 1, dtype=torch.uint8), [2, 2], {"train": np.arange(2)}, 2, 1, 1, rotated=("train",)
+        )
 
 
 def test_a_split_shows_its_own_classes_only() -> None:
     own = {"train": np.array([0, 2, 5]), "test": np.array([1, 3])}
-    tasks = ImageTasks(store(), own, ways=2, shots=1, queries=1, rotated=("train",))
+    tasks = ImageTasks(store(), [IMAGES] * CLASSES, own, ways=2, shots=1, queries=1, rotated=("train",))
     for split, classes in own.items():
         x = tasks.draw(split, np.random.default_rng(0), TASKS).query.x
         assert set(upright(x)[0].unique().tolist()) == set(classes)
 
 
 def test_channels_are_normalised_after_scaling() -> None:
-    images = torch.randint(256, (3, 2, 4, 4, 3), dtype=torch.uint8)
-    sizes = {"classes": {"test": np.arange(3)}, "ways": 3, "shots": 1, "queries": 1}
+    images = torch.randint(256, (6, 4, 4, 3), dtype=torch.uint8)
+    sizes = {"counts": [2] * 3, "classes": {"test": np.arange(3)}, "ways": 3, "shots": 1, "queries": 1}
     plain, normal = ImageTasks(images, **sizes), ImageTasks(images, **sizes, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
     x, z = (tasks.draw("test", np.random.default_rng(0), 2).query.x for tasks in (plain, normal))
     torch.testing.assert_close(z[:, :, 1], (x[:, :, 1] - 0.2) / 2)
@@ -160,9 +197,9 @@ def test_channels_are_normalised_after_scaling() -> None:
 
 
 def test_augmentation_is_for_its_splits_and_a_function_of_the_key() -> None:
-    images = torch.randint(256, (3, 4, 16, 16, 3), dtype=torch.uint8)
+    images = torch.randint(256, (12, 16, 16, 3), dtype=torch.uint8)
     classes = {split: np.arange(3) for split in ("train", "test")}
-    plain, augmented = (ImageTasks(images, classes, 3, 1, 2, augmented=splits) for splits in ((), ("train",)))
+    plain, augmented = (ImageTasks(images, [4] * 3, classes, 3, 1, 2, augmented=splits) for splits in ((), ("train",)))
     one, other, again = (tasks.draw("train", np.random.default_rng(0), 2) for tasks in (plain, augmented, augmented))
     assert torch.equal(one.query.y, other.query.y)
     assert (one.query.x != other.query.x).flatten(2).any(-1).all(), "each image is changed"

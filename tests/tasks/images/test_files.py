@@ -90,7 +90,7 @@ def test_a_drawing_of_omniglot_is_what_training_saw(drawings, omniglot_root):
     family = Omniglot(root=str(omniglot_root), split_by="alphabet")
     character = family.class_names["test"].index("Keble/character07")
     place = family.split_classes["test"][character]
-    trained_on = family.store.pixels[place][..., 0] / np.float32(255)
+    trained_on = family.store.images(place)[..., 0] * np.float32(1 / 255)
     assert np.array_equal(read_images(list_images(drawings / "character07"), SHAPE)[:, 0], trained_on)
 
 

@@ -51,7 +51,9 @@ def their_tasks(pixels: torch.Tensor, turns: int) -> list[list[tuple[float, ...]
 
 def our_tasks(pixels: torch.Tensor, turns: int) -> list[list[tuple[float, ...]]]:
     rotated = ("train",) if turns == 4 else ()
-    tasks = ImageTasks(pixels, {"train": np.arange(CLASSES)}, WAYS, SHOTS, QUERIES, rotated)
+    tasks = ImageTasks(
+        pixels.flatten(0, 1), [pixels.shape[1]] * CLASSES, {"train": np.arange(CLASSES)}, WAYS, SHOTS, QUERIES, rotated
+    )
     support, query = tasks.draw("train", np.random.default_rng(0), TASKS)
     x = torch.cat([part.x.unflatten(1, (WAYS, -1)) for part in (support, query)], 2).flatten(1, 2)
     return [[tuple(image) for image in task] for task in x.mul(255).round().flatten(2).tolist()]
@@ -116,7 +118,7 @@ def test_drawings_are_those_of_learn2learn(
     resize = transforms.Resize(28, interpolation=transforms.InterpolationMode.LANCZOS)
     look = transforms.Compose([resize, transforms.ToTensor(), lambda x: 1 - x])
     theirs = l2l.vision.datasets.FullOmniglot(str(two_alphabets), look)
-    real = Omniglot(str(omniglot_root)).store.pixels
+    store = Omniglot(str(omniglot_root)).store
     halves = theirs.dataset.datasets
     labels = [name for half in halves for name in half._characters]
     files = [file for half in halves for file, _ in half._flat_character_images]
@@ -124,7 +126,7 @@ def test_drawings_are_those_of_learn2learn(
     for index in range(len(theirs)):
         image, label = theirs[index]
         drawing = int(Path(files[index]).stem.split("_")[1]) - 1
-        ours = real[character_names().index(labels[label]), drawing, ..., 0]
+        ours = store.images(character_names().index(labels[label]))[drawing, ..., 0]
         torch.testing.assert_close(torch.from_numpy(ours[None] / np.float32(255)), image, rtol=0, atol=1e-6)
 
 

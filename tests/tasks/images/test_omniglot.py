@@ -62,7 +62,9 @@ def pack(root: Path, name: str, tree: Tree) -> Path:
 
 
 def read(root: Path) -> np.ndarray:
-    return Omniglot(str(root)).store.pixels
+    """The drawings of each class, [classes, 20, 28, 28, 1]."""
+    store = Omniglot(str(root)).store
+    return store.pixels.reshape(len(store.counts), -1, *store.pixels.shape[1:])
 
 
 def cache_files(root: Path) -> list[str]:
@@ -316,7 +318,7 @@ def test_alphabets_stay_together() -> None:
 
 @pytest.fixture(scope="session")
 def real(omniglot_root: Path) -> np.ndarray:
-    return Omniglot(str(omniglot_root)).store.pixels
+    return read(omniglot_root)
 
 
 def test_real_drawings_are_whole(real: np.ndarray) -> None:

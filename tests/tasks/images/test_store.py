@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import commands
 import numpy as np
@@ -17,11 +18,24 @@ import pytest
 from filelock import FileLock
 
 from meta_exp.tasks.images import store as store_module
-from meta_exp.tasks.images.source import Pixels, Source
+from meta_exp.tasks.images.source import Listing, Pixels, Source
 from meta_exp.tasks.images.store import open_store, read_store
 
-SHAPE = (5, 3, 4, 4, 1)
-IMAGES = np.random.default_rng(0).integers(256, size=SHAPE, dtype=np.uint8)
+SIZE = (4, 4, 1)
+COUNTS = [3, 5, 0, 2, 4]  # a class may have no image
+NAMES = [f"class {index}" for index in range(5)]
+SPLITS = ["train"] * 3 + ["test"] * 2
+LISTING = Listing(COUNTS, NAMES, SPLITS)
+IMAGES = np.random.default_rng(0).integers(256, size=(sum(COUNTS), *SIZE), dtype=np.uint8)
+SHAPE = IMAGES.shape
+
+
+def by_class(images: np.ndarray) -> Iterator[Pixels]:
+    return iter(np.split(images, np.cumsum(COUNTS)[:-1]))
+
+
+def listed(listing: Listing) -> Callable[[], Listing]:
+    return lambda: listing
 
 
 @pytest.fixture
@@ -35,17 +49,16 @@ def source(tmp_path: Path, cache: Path) -> Source:
     """A data set of five classes, published as one file."""
     file = tmp_path / "published"
     file.write_bytes(b"data")
-    names = [f"class {index}" for index in range(5)]
-    return Source("small", [file], SHAPE, names, ["train"] * 3 + ["test"] * 2, lambda: iter(IMAGES))
+    return Source("small", [file], SIZE, listed(LISTING), lambda: by_class(IMAGES))
 
 
 def unread(source: Source) -> Source:
-    """The same source, whose conversion fails."""
+    """The same source, which must not be read."""
 
-    def convert() -> Iterator[Pixels]:
-        raise AssertionError("converted again")
+    def read() -> Any:
+        raise AssertionError("read again")
 
-    return replace(source, convert=convert)
+    return replace(source, list_classes=read, convert=read)
 
 
 def files(cache: Path) -> list[str]:
@@ -57,8 +70,9 @@ def test_a_store_is_built_once_and_then_opened(source: Source, cache: Path) -> N
     opened = open_store(unread(source))
     for store in (built, opened):
         np.testing.assert_array_equal(store.pixels, IMAGES)
-        assert list(store.class_names) == source.class_names
-        assert list(store.split_names) == source.split_names
+        assert store.listing == LISTING
+        for index, pixels in enumerate(by_class(IMAGES)):
+            np.testing.assert_array_equal(store.images(index), pixels)
         assert store.file == source.store_file
         store.verify()
     assert built.content == opened.content
@@ -85,14 +99,31 @@ def test_other_tools_can_read_the_file(source: Source) -> None:
 def test_contents_differ_with_pixels_and_names(source: Source, tmp_path: Path) -> None:
     contents = {open_store(source).content}
     other = IMAGES.copy()
-    other[4, 2, 3, 3, 0] ^= 1
+    other[-1, 3, 3, 0] ^= 1
     for changed in (
-        replace(source, name="b", convert=lambda: iter(other)),
-        replace(source, name="c", class_names=[*source.class_names[:4], "another"]),
-        replace(source, name="d", split_names=["train"] * 5),
+        replace(source, name="b", convert=lambda: by_class(other)),
+        replace(source, name="c", list_classes=listed(LISTING._replace(class_names=[*NAMES[:4], "another"]))),
+        replace(source, name="d", list_classes=listed(LISTING._replace(split_names=["train"] * 5))),
     ):
         contents.add(open_store(changed).content)
     assert len(contents) == 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_moments_and_borders_are_those_of_the_pixels(source: Source, channels: int) -> None:
+    """In the store's header, so that nobody has to read the pixels for them."""
+    images = np.random.default_rng(1).integers(256, size=(sum(COUNTS), 5, 7, channels), dtype=np.uint8)
+    images[:9] |= 192  # the first classes are light
+    images[0, 1:-1, 1:-1] = 0
+    source = replace(source, size=(5, 7, channels), convert=lambda: by_class(images))
+    for store in (open_store(source), open_store(unread(source))):
+        for classes in ([0, 1, 3], [4], [0, 1, 2, 3, 4]):
+            pixels = np.concatenate([store.images(index) for index in classes]) / 255
+            means, deviations = store.moments(classes)
+            np.testing.assert_allclose(means, pixels.mean((0, 1, 2)), rtol=1e-12)
+            np.testing.assert_allclose(deviations, pixels.std((0, 1, 2)), rtol=1e-9)
+        assert (store.light([0, 1]), store.light([0])) == (1, 1)
+        assert 0.4 < store.light([0, 1, 3, 4]) < 1
 
 
 def damage_header(content: bytes) -> bytes:
@@ -121,7 +152,7 @@ DAMAGES = {
     "longer": (lambda content: content + b"x", "it has another size"),
     "noise": (lambda content: os.urandom(len(content)), "its header cannot be read"),
     "no JSON": (lambda content: content.replace(b"{", b"(", 1), "its header cannot be read"),
-    "a name": (damage_header, "it has another class names"),
+    "a name": (damage_header, "its header does not hold together"),
     "a hash": (
         lambda content: content.replace(b'digests\\": [\\"', b'digests\\": [\\"x', 1).replace(b" ", b"", 1),
         "header",
@@ -130,11 +161,11 @@ DAMAGES = {
         lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
         "its images of class 4 are not",
     ),
-    "no hashes": (damage_digests(b"5"), "its header has no hash of each class"),
-    "hashes of another kind": (damage_digests(b"[[], {}, 1, null, 2]"), "its header has no hash of each class"),
+    "no hashes": (damage_digests(b"5"), "its header does not hold together"),
+    "hashes of another kind": (damage_digests(b"[[], {}, 1, null, 2]"), "its header does not hold together"),
     "a long header": (lambda content: (2**40).to_bytes(8, "little") + content[8:], "its header cannot be read"),
     "a deep header": (lambda content: deep(content), "its header cannot be read"),
-    "version": (lambda content: content.replace(b'format\\": 1', b'format\\": 0'), "it has another format"),
+    "version": (lambda content: content.replace(b'format\\": 2', b'format\\": 0'), "it has another format"),
 }
 
 
@@ -159,7 +190,9 @@ def test_a_store_that_is_off_is_rebuilt_with_one_line(
 def test_a_store_of_a_changed_source_is_stale(source: Source, caplog: pytest.LogCaptureFixture) -> None:
     open_store(source)
     source.files[0].write_bytes(b"other data")
-    np.testing.assert_array_equal(open_store(replace(source, convert=lambda: iter(255 - IMAGES))).pixels, 255 - IMAGES)
+    np.testing.assert_array_equal(
+        open_store(replace(source, convert=lambda: by_class(255 - IMAGES))).pixels, 255 - IMAGES
+    )
     [record] = caplog.records
     assert record.getMessage() == f"Rebuilding the data cache: {source.store_file} is stale: it has another stamp"
 
@@ -180,7 +213,7 @@ def test_large_stores_are_sampled_at_opening_and_verified_whole(
     monkeypatch.setattr(store_module, "SAMPLE", 1)  # the first class, one in the middle, and the last
     file = open_store(source).file
     content = bytearray(file.read_bytes())  # type: ignore[union-attr]
-    content[-IMAGES.size + IMAGES[0].size] ^= 1  # in the second class
+    content[-IMAGES.size + COUNTS[0] * IMAGES[0].size] ^= 1  # in the second class
     file.write_bytes(content)  # type: ignore[union-attr]
     store = open_store(unread(source))
     with pytest.raises(ValueError, match="its images of class 1 are not those stored"):
@@ -202,7 +235,7 @@ def test_without_a_writable_folder_images_stay_in_memory(
 
 def test_a_full_disk_is_an_error_that_leaves_nothing(source: Source, cache: Path) -> None:
     """A limit on the size of files stands for the end of the disk: the kernel refuses to write, as it does there."""
-    big = replace(source, shape=(5, 3, 400, 400, 1), convert=lambda: iter(np.zeros((5, 3, 400, 400, 1), np.uint8)))
+    big = replace(source, size=(400, 400, 1), convert=lambda: by_class(np.zeros((14, 400, 400, 1), np.uint8)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, hard))
     try:
@@ -214,7 +247,7 @@ def test_a_full_disk_is_an_error_that_leaves_nothing(source: Source, cache: Path
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert caught.value.filename == str(big.store_file)
     assert files(cache) == [".lock"]
-    assert open_store(big).pixels.shape == big.shape
+    assert open_store(big).pixels.shape == (14, 400, 400, 1)
 
 
 def test_waiting_for_another_process_is_said(source: Source, caplog: pytest.LogCaptureFixture) -> None:
@@ -225,7 +258,7 @@ def test_waiting_for_another_process_is_said(source: Source, caplog: pytest.LogC
             opening = pool.submit(open_store, source)
             commands.wait_for(lambda: "Waiting for another process that prepares" in caplog.text, "the line")
             assert not opening.done()
-        assert opening.result(60).pixels.shape == source.shape
+        assert opening.result(60).pixels.shape == SHAPE
     assert str(lock.lock_file) in caplog.text
 
 
@@ -240,7 +273,7 @@ def test_no_room_for_the_lock_is_an_error_too(source: Source, monkeypatch: pytes
 
 def test_a_faulty_source_leaves_nothing(source: Source, cache: Path) -> None:
     def convert() -> Iterator[Pixels]:
-        yield IMAGES[0]
+        yield IMAGES[:3]
         raise ValueError("the second class is wrong")
 
     with pytest.raises(ValueError, match="the second class is wrong"):
@@ -252,15 +285,15 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from meta_exp.tasks.images.source import Source
+from meta_exp.tasks.images.source import Listing, Source
 from meta_exp.tasks.images.store import open_store
 
 def convert():
     yield np.zeros((3, 4, 4, 1), np.uint8)
     os.kill(os.getpid(), signal.SIGKILL)
 
-names = [f"class {index}" for index in range(5)]
-open_store(Source("small", [Path(sys.argv[1])], (5, 3, 4, 4, 1), names, ["train"] * 3 + ["test"] * 2, convert))
+listing = Listing([3] * 5, [f"class {index}" for index in range(5)], ["train"] * 3 + ["test"] * 2)
+open_store(Source("small", [Path(sys.argv[1])], (4, 4, 1), lambda: listing, convert))
 """
 
 
@@ -279,7 +312,7 @@ def test_one_of_ten_builds_and_the_others_wait(source: Source) -> None:
         builds.append(1)
         started.set()
         commands.wait_for(release.is_set, "the test to let go of the build")
-        yield from IMAGES
+        yield from by_class(IMAGES)
 
     stores = []
     slow = replace(source, convert=convert)
@@ -299,7 +332,7 @@ import os, sys, time
 from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
-from meta_exp.tasks.images.source import Source
+from meta_exp.tasks.images.source import Listing, Source
 from meta_exp.tasks.images.store import open_store
 
 def convert():
@@ -313,10 +346,10 @@ def job(barrier):
     barrier.wait()
     store = open_store(source)
     store.verify()
-    assert store.pixels[4, 0, 0, 0, 0] == 4
+    assert store.images(4)[0, 0, 0, 0] == 4
 
-names = [f"class {index}" for index in range(5)]
-source = Source("small", [Path(sys.argv[1])], (5, 3, 4, 4, 1), names, ["train"] * 3 + ["test"] * 2, convert)
+listing = Listing([3] * 5, [f"class {index}" for index in range(5)], ["train"] * 3 + ["test"] * 2)
+source = Source("small", [Path(sys.argv[1])], (4, 4, 1), lambda: listing, convert)
 context = get_context("fork")
 barrier = context.Barrier(10)
 jobs = [context.Process(target=job, args=[barrier]) for _ in range(10)]
@@ -340,7 +373,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from meta_exp.tasks.images.episodes import ImageTasks
-from meta_exp.tasks.images.source import Source
+from meta_exp.tasks.images.source import Listing, Source
 from meta_exp.tasks.images.store import open_store
 
 def resident():  # KB, each shared page counted by its share
@@ -351,15 +384,16 @@ def told(word):
     while not Path(sys.argv[2], word).exists():
         time.sleep(0.01)
 
-shape = (64, 20, 224, 224, 1)
+size = (224, 224, 1)
 names = [str(index) for index in range(64)]
-empty = (np.zeros(shape[1:], np.uint8) for index in range(64))
-tasks = ImageTasks(torch.zeros(5, 2, 4, 4, 1, dtype=torch.uint8), {"train": np.arange(5)}, 5, 1, 1)
+listing = Listing([20] * 64, names, names)
+empty = (np.zeros((20, *size), np.uint8) for index in range(64))
+tasks = ImageTasks(torch.zeros(10, 4, 4, 1, dtype=torch.uint8), [2] * 5, {"train": np.arange(5)}, 5, 1, 1)
 tasks.draw("train", np.random.default_rng(0), 2)  # what libraries take on their first use
 before = resident()
-store = open_store(Source("large", [Path(sys.argv[1])], shape, names, names, lambda: empty))
+store = open_store(Source("large", [Path(sys.argv[1])], size, lambda: listing, lambda: empty))
 store.verify()
-tasks = ImageTasks(torch.from_numpy(store.pixels), {"train": np.arange(64)}, 5, 1, 1)
+tasks = ImageTasks(torch.from_numpy(store.pixels), store.counts, {"train": np.arange(64)}, 5, 1, 1)
 tasks.draw("train", np.random.default_rng(0), 2)
 print("open", flush=True)
 told("measure")

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from meta_exp.production.table import read_columns
+from meta_exp.tasks.tables.table import read_columns, read_table
 
 POINTS = [[1, 2.5], [3, -4]]
 
@@ -136,3 +136,54 @@ def test_a_table_of_numpy_is_itself(table, tmp_path):
     for separator in ",;\t":
         np.savetxt(tmp_path / "n.csv", values, fmt="%.17g", delimiter=separator)
         assert np.array_equal(read_columns(tmp_path / "n.csv", 2, 1).values, values)
+
+
+NAMED = "name, a,b,label\nx,1.5,-2,cat\n\ny,2,3e1,dog fish\n"
+
+
+def test_a_named_table_is_read_by_the_names_that_are_asked_for(tmp_path):
+    table = read_table(written(tmp_path, NAMED))
+    assert table.names == ["name", "a", "b", "label"]
+    np.testing.assert_array_equal(table.numbers(["b", "a"]), [[-2, 1.5], [30, 2]])
+    assert table.words("label") == ["cat", "dog fish"]
+    assert table.cells(["b", "name"]) == [["-2", "x"], ["3e1", "y"]]
+    assert table.numbers([]).shape == (2, 0)
+
+
+def test_decimal_commas_of_the_columns_that_are_asked_for(tmp_path):
+    table = read_table(written(tmp_path, "version;a;b\n1.2;1,5;2\n1.3;2,5;3\n"))
+    np.testing.assert_array_equal(table.numbers(["a", "b"]), [[1.5, 2], [2.5, 3]])
+    with pytest.raises(ValueError, match=r"row 2, column a: expected one sign for decimals in a file"):
+        table.numbers(["version", "a"])
+
+
+@pytest.mark.parametrize(
+    ("text", "ask", "message"),
+    [
+        (
+            NAMED,
+            lambda t: t.numbers(["a", "z"]),
+            "a.csv: expected the columns a, z, got no z; its columns are name, a, b",
+        ),
+        (NAMED, lambda t: t.words("z"), "a.csv: expected a column z, got no z; its columns are name, a, b, label"),
+        (NAMED, lambda t: t.numbers(["a", "label"]), "a.csv, row 2, column label: expected a finite number, got 'cat'"),
+        ("a,b\n1,2\n1,\n", lambda t: t.numbers(["b"]), "a.csv, row 3, column b: expected a finite number, got ''"),
+        ("a,b\n1,nan\n", lambda t: t.numbers(["b"]), "a.csv, row 2, column b: expected a finite number, got 'nan'"),
+        ("a,b\n1,2\n1,\n", lambda t: t.words("b"), "a.csv, row 3, column b: expected a word or a number, got nothing"),
+        ("1,2\n3,4\n", None, "a.csv, row 1: expected the names of its columns, got '1'; begin it with a letter"),
+        (",a\n0,1\n", None, "a.csv, row 1: expected the names of its columns, got ''; leave the index out"),
+        ("a,a\n0,1\n", None, "a.csv, row 1: expected a name for each column, got 'a' twice"),
+        ("a,b\n0,1\n0\n", None, "a.csv, row 3: expected 2 columns, got 1 columns"),
+        ("a,b\n", None, "a.csv: expected the names of its columns, and rows, got 1 rows"),
+        ("", None, "a.csv: expected the names of its columns, and rows, got 0 rows"),
+    ],
+)
+def test_a_named_table_is_refused_with_file_row_and_column(tmp_path, text, ask, message):
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011
+        (ask or len)(read_table(written(tmp_path, text)))
+    assert message in str(refusal.value)
+
+
+def written(folder, text):
+    (folder / "a.csv").write_text(text)
+    return folder / "a.csv"

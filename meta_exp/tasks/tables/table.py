@@ -27,13 +27,72 @@ SEPARATOR = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 Row = tuple[int, list[str]]  # the line on which it begins, from 1, and its cells
 
 
+class Table(NamedTuple):
+    """A table whose columns are named and may hold anything; what is asked of it is read by name."""
+
+    file: Path
+    names: list[str]
+    rows: list[Row]
+    separator: str
+
+    def numbers(self, names: Sequence[str]) -> np.ndarray:
+        """Return some columns as numbers [rows, names]; raises ValueError at a missing one and at what is no number."""
+        rows = [(line, [cells[place] for place in self._places(names)]) for line, cells in self.rows]
+        rows = _with_points(self.file, rows, names, self.separator)
+        for line, cells in rows:
+            _require_numbers(f"{self.file}, row {line}", names, cells)
+        return np.array([cells for _, cells in rows], dtype=np.float64).reshape(len(rows), len(names))
+
+    def words(self, name: str) -> list[str]:
+        """Return a column as words; raises ValueError at a missing one and at an empty cell."""
+        [place] = self._places([name])
+        for line, cells in self.rows:
+            require(cells[place] != "", f"{self.file}, row {line}, column {name}", "a word or a number", "nothing")
+        return [cells[place] for _, cells in self.rows]
+
+    def cells(self, names: Sequence[str]) -> list[list[str]]:
+        """Return some columns as they stand."""
+        places = self._places(names)
+        return [[cells[place] for place in places] for _, cells in self.rows]
+
+    def _places(self, names: Sequence[str]) -> list[int]:
+        missing = [name for name in names if name not in self.names]
+        expected = f"the columns {', '.join(names)}" if len(names) > 1 else f"a column {', '.join(names)}"
+        got = f"no {', '.join(missing)}"
+        require(not missing, str(self.file), expected, got, f"its columns are {', '.join(self.names)}")
+        return [self.names.index(name) for name in names]
+
+
 class Columns(NamedTuple):
-    """A table: its column names, its cells as they stand, their values [rows, columns], whether names were given."""
+    """Numbers: the names of columns, cells as they stand, values [rows, columns], whether names were given."""
 
     names: list[str]
     cells: list[list[str]]
     values: np.ndarray
     named: bool
+
+
+def read_table(file: Path) -> Table:
+    """Read a file whose first row names its columns.
+
+    Raises:
+        ValueError: with the row, as an editor counts lines, where it has no names or its rows differ in length.
+    """
+    require(not file.is_dir(), str(file), "a CSV file", "a folder")
+    rows, separator = _rows(file, _text(file))
+    require(len(rows) > 1, str(file), "the names of its columns, and rows", f"{len(rows)} rows")
+    line, names = rows[0]
+    for name in names:
+        remedy = "leave the index out, as to_csv(index=False) does" if name == "" else "begin it with a letter"
+        require(_is_name(name), f"{file}, row {line}", "the names of its columns", repr(name), remedy)
+    twice = next((name for name in names if names.count(name) > 1), None)
+    require(twice is None, f"{file}, row {line}", "a name for each column", f"{twice!r} twice")
+    for line, cells in rows[1:]:
+        remedy = "a decimal comma needs another separator, as ;" if separator == "," else ""
+        require(
+            len(cells) == len(names), f"{file}, row {line}", f"{len(names)} columns", f"{len(cells)} columns", remedy
+        )
+    return Table(file, names, rows[1:], separator)
 
 
 def read_columns(file: Path, features: int, outputs: int = 0, support: Columns | None = None) -> Columns:
@@ -73,10 +132,7 @@ def read_columns(file: Path, features: int, outputs: int = 0, support: Columns |
         require(not counted, f"{file}, row {line}", "names or data", f"{','.join(cells)}, which may be either", remedy)
     rows = [(line, cells) for line, cells in _with_points(file, rows, names, separator)]
     for line, cells in rows:
-        for name, cell in zip(names, cells, strict=True):
-            finite = NUMBER.fullmatch(cell) is not None and isfinite(float(cell))
-            place = f"{file}, row {line}, column {name}"
-            require(finite, place, "a finite number", repr(cell), _remedy(cell, not named and line == rows[0][0]))
+        _require_numbers(f"{file}, row {line}", names, cells, first=not named and line == rows[0][0])
     cells_of = [cells for _, cells in rows]
     return Columns(names, cells_of, np.array(cells_of, dtype=np.float64), named)
 
@@ -113,6 +169,13 @@ def _rows(file: Path, text: str) -> tuple[list[Row], str]:
     except csv.Error as error:
         raise ValueError(f"{file}, row {line}: expected a row of a CSV file, got {error}") from error
     return rows, separator
+
+
+def _require_numbers(place: str, names: Sequence[str], cells: Sequence[str], first: bool = False) -> None:
+    """Raise ValueError at a cell that is no finite number; the ``first`` row may have been meant for names."""
+    for name, cell in zip(names, cells, strict=True):
+        finite = NUMBER.fullmatch(cell) is not None and isfinite(float(cell))
+        require(finite, f"{place}, column {name}", "a finite number", repr(cell), _remedy(cell, first))
 
 
 def _is_name(cell: str) -> bool:

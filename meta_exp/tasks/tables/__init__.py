@@ -1,0 +1,1 @@
+"""Families of tables: tasks whose examples are rows of CSV files."""
