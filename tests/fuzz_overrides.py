@@ -30,6 +30,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import commands
+
 REPO = Path(__file__).parents[1]
 TINY = (  # what an accepted run takes: two steps of a small network
     "trainer.max_steps=2 trainer.val_check_interval=2 trainer.log_every_n_steps=1 test_tasks=2 validation_tasks=2 "
@@ -70,7 +72,7 @@ WORDY = (  # keys whose value is a word of the user's
     "dataset.root trust"
 ).split()
 SECONDS, BYTES = 60, 12 * 2**30  # of CPU time; of addresses
-PATIENCE_S = 240.0
+PATIENCE_S, STEP_S = 240.0, 0.1  # without this much CPU time it hangs
 
 
 @dataclass(frozen=True)
@@ -284,14 +286,16 @@ def attempt(case: Case, place: Path) -> Outcome:
     child = os.fork()
     if not child:
         _be(case.script, words, folder, said)
-    until = time.monotonic() + PATIENCE_S
     code: int | None = None
-    while time.monotonic() < until:
+    worked, since = 0.0, time.monotonic()
+    while time.monotonic() - since < PATIENCE_S:  # without getting on, which a busy machine may keep it from for long
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             code = os.waitstatus_to_exitcode(status)
             break
-        time.sleep(0.005)
+        time.sleep(0.02)
+        if time.monotonic() - since > PATIENCE_S / 10 and (now := commands._cpu_s(child)) > worked + STEP_S:
+            worked, since = now, time.monotonic()
     with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     if code is None:
