@@ -79,7 +79,10 @@ def parts(tmp_path_factory):
     models = {name: compose_run(folder, f"model={name}").model for name in options("model")}
     for name in ("resnet12", "resnet12_small"):
         models[name].channels = [8, 8, 8, 8]  # a large one is slow to probe
-    return {"model": models, "curvature": {n: OmegaConf.load(CONF / "curvature" / f"{n}.yaml") for n in CURVATURES}}
+    structures = {name: OmegaConf.load(CONF / "curvature" / f"{name}.yaml") for name in CURVATURES}
+    for structure in filter(None, structures.values()):
+        structure.prior_precision = 1.0  # resolving a config puts a number there
+    return {"model": models, "curvature": structures}
 
 
 @pytest.mark.parametrize("dataset", options("dataset"))

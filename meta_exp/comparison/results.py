@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite, nan
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from meta_exp.config.keys import Keys, is_identity, within
@@ -240,7 +241,7 @@ def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
     n = len(means)
     if n == 1:
         return Estimate(means[0], half, f"{tasks} tasks" if half == half else "")
-    return Estimate(fmean(means), half_width(stdev(means), n), f"{n} seeds")
+    return Estimate(fmean(means), half_width(float(np.std(means, ddof=1)), n), f"{n} seeds")
 
 
 def _same_but_algorithm(a: Keys, b: Keys) -> bool:

@@ -23,7 +23,7 @@ from meta_exp.curvature.base import Posterior
 from meta_exp.curvature.mode import DualNoise
 from meta_exp.curvature.newton import Solver, find_mode
 from meta_exp.curvature.rows import to_matrix, to_params
-from meta_exp.likelihoods import Categorical
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
 OutputsFeatures = tuple[Tensor, Tensor]
@@ -89,7 +89,7 @@ class ClassPosterior(Posterior):
 
     def __init__(
         self,
-        likelihood: Categorical,
+        likelihood: Likelihood,
         data: Examples,
         tau: Tensor,
         name: str,

@@ -20,7 +20,7 @@ from meta_exp.curvature.dual import Dual
 from meta_exp.curvature.rows import Directions, Outer, Rows, with_bias
 from meta_exp.curvature.taps import Taps, layers_with_parameters
 from meta_exp.hyper import Hyper
-from meta_exp.likelihoods import Categorical, Likelihood
+from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
 
@@ -54,7 +54,7 @@ class LastLayer(Dual):
         prior_mean: Params | None = None,
     ) -> Posterior:
         """Return the posterior of one task; around the mode of classes by their blocks."""
-        if prior_mean is None or not isinstance(likelihood, Categorical):
+        if prior_mean is None or not likelihood.softmax:
             return super().posterior(params, data, likelihood, hyper, prior_mean)
 
         def features(x: Tensor) -> OutputsFeatures:

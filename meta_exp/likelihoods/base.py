@@ -31,6 +31,7 @@ class Likelihood(ABC):
         closed_form: whether the predictive has a closed form where the outputs are Gaussian; else it takes draws.
         quadratic: whether -log p(y | f) is quadratic in f, so that one Newton step finds its modes.
         concave: whether log p(y | f) is concave in f, so that a few do.
+        softmax: whether the outputs are logits of classes, so that Lambda = diag(p) - p p^T.
         curved: of the values that it learns or leaves free, those on which nll and its curvature depend.
     """
 
@@ -39,6 +40,7 @@ class Likelihood(ABC):
     closed_form: ClassVar[bool] = False
     quadratic: ClassVar[bool] = False
     concave: ClassVar[bool] = True
+    softmax: ClassVar[bool] = False
     curved: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

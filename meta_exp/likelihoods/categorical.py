@@ -30,6 +30,7 @@ class Categorical(Likelihood):
 
     targets = "classes"
     metric = "accuracy"
+    softmax = True
 
     def __post_init__(self) -> None:
         """Refuse a temperature that is not positive."""

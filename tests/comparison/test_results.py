@@ -95,13 +95,13 @@ def test_a_score_that_no_task_has_is_none():
 
     def scored(run, loss=0.0):
         run.scores.each["map/auroc"] = torch.full((TASKS,), float("nan"))
-        run.scores.each["map/nll"] += loss
+        run.scores.each["map/mse"] += loss
         return run
 
     configurations = group([scored(run, float("nan")) for seed in (0, 1) for run in (result(seed), llama(seed))])
     for configuration in configurations:
         assert configuration.estimate("map/auroc") is None
-        assert str(configuration.estimate("map/nll")) == "nan"
+        assert str(configuration.estimate("map/mse")) == "nan"
     assert all("auroc" not in difference.scores for difference in differences(configurations))
 
 

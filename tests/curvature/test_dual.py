@@ -107,7 +107,7 @@ def test_no_underflow(structure):
 
 @pytest.mark.parametrize("mode", [False, True])
 @pytest.mark.parametrize("structure", [GGN, LastLayer, KFAC, Diagonal])
-@pytest.mark.parametrize("tau", [1e-2, 1e-6, 1e-9, 1e-12])
+@pytest.mark.parametrize("tau", [1e-2, 1e-6, 1e-9])
 def test_equal_points_nearly_no_noise_and_a_weak_prior(structure, tau, mode):
     """Every point twice is once at sigma / sqrt 2, whose G has full rank: as there, or NaN, but never wrong.
 

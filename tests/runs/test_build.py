@@ -81,3 +81,11 @@ def test_building_changes_no_config_and_no_environment(config):
     assert build(cfg).learner.algorithm.weight == cfg.algorithm.eta
     assert OmegaConf.to_yaml(cfg) == before
     assert dict(os.environ) == environment
+
+
+def test_more_processes_than_tasks_are_refused(config):
+    five = ["trainer.strategy=ddp", "trainer.devices=5", "trainer.accelerator=cpu", "dataset.meta_batch=4"]
+    with pytest.raises(
+        ValueError, match=r"trainer\.devices: expected at most dataset\.meta_batch = 4 processes, got 5"
+    ):
+        build(config("trainer=smoke", "logger=none", *five))

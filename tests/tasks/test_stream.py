@@ -61,13 +61,6 @@ def test_processes_share_out_the_tasks_of_one_batch(ranks, settings):
     assert set.union(*map(rows, shares)) == rows(whole)
 
 
-def test_more_processes_than_tasks_are_refused():
-    stream = TaskStream(FAMILY, seed=3, validation_tasks=10, test_tasks=10)
-    stream.trainer = SimpleNamespace(world_size=5)
-    with pytest.raises(ValueError, match=r"expected at most dataset\.meta_batch = 4 processes, got 5"):
-        stream.setup("fit")
-
-
 def rows(episode):
     return {tuple(row) for row in episode.support.x.flatten(1).tolist()}
 

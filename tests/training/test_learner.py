@@ -175,15 +175,14 @@ DIVERGES = {
     "optimizer.lr=1e20": (
         r"the outputs at the meta-parameters are not finite; .* smaller optimizer\.lr or trainer\.gradient_clip_val=1\."
     ),
-    "algorithm.inner_lr=1e30": r"step 0: .* inner loop diverges, in step 1 of 3; .* Try a smaller algorithm\.inner_lr",
-    "algorithm.inner_lr=1e14": r"step 0: .* the inner loop diverges, in step [123] of 3; ",
+    "algorithm.inner_lr=1000": r"step 0: .* inner loop diverges, in step \d+ of 20; .* a smaller algorithm\.inner_lr",
 }
 
 
 @pytest.mark.parametrize("override", DIVERGES)
 def test_what_diverged_is_told(config, override):
     """Clipping the outer step is advised where that helps: no inner loop is mended by it."""
-    run = build(config(*TINY, "algorithm=maml", "algorithm.inner_steps=3", "optimizer=sgd", override))
+    run = build(config(*TINY, "algorithm=maml", "algorithm.inner_steps=20", "optimizer=sgd", override))
     with pytest.raises(FloatingPointError, match=DIVERGES[override]) as error:
         run.trainer.fit(run.learner, run.stream)
     assert ("clip" in str(error.value)) == override.startswith("optimizer")
