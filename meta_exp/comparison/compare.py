@@ -42,6 +42,7 @@ from meta_exp.comparison.results import (
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import NOT_IN_NAME, flatten, within
 from meta_exp.files import make_folder, require_writable, write_rows, write_whole
+from meta_exp.installation import typed
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.names import override_folder
@@ -158,7 +159,13 @@ def find_runs(folder: Path) -> Iterator[Path]:
             below.clear()
         below.sort()
     found += unreadable
-    require(bool(found), str(folder), "a run's folder, or a folder of runs", "a folder without any", "run train.py")
+    require(
+        bool(found),
+        str(folder),
+        "a run's folder, or a folder of runs",
+        "a folder without any",
+        f"train one by {typed('train')}",
+    )
     yield from found
 
 
@@ -283,7 +290,7 @@ def _command(folder: Path) -> str:
         overrides = read_overrides(folder)
     except ValueError:
         return ""
-    return shlex.join(["uv", "run", "train.py", *overrides]) if overrides else ""
+    return f"{typed('train')} {shlex.join(overrides)}" if overrides else ""
 
 
 def table(configurations: Sequence[Configuration], settings: Sequence[str] = ()) -> Table:

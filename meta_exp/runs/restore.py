@@ -26,6 +26,7 @@ from meta_exp.config.keys import within
 from meta_exp.config.overrides import parse
 from meta_exp.config.schema import constructor
 from meta_exp.files import read_json
+from meta_exp.installation import CONF, typed
 from meta_exp.runs.build import build_learner, imply_prior_precision, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
@@ -35,7 +36,6 @@ from meta_exp.runs.weights import read_weights
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.learner import Learner
 
-CONF = Path(__file__).parents[2] / "conf"
 OVERRIDABLE = (  # the keys that matter once a run is trained
     "dataset",
     "curvature",
@@ -120,7 +120,7 @@ def load_config(folder: Path, overrides: Sequence[str] = (), trust: str | Sequen
     folder = Path(folder)
     file = folder / "config.yaml"
     require(folder.is_dir(), str(folder), "a run's folder", "a file" if folder.exists() else "nothing there")
-    require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", "start it with train.py")
+    require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", f"start it with {typed('train')}")
     cfg = read_config(file)
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
@@ -216,7 +216,7 @@ def _set(cfg: DictConfig, override: Override) -> None:
 
 def _load_metrics(folder: Path) -> Metrics:
     file = folder / "metrics.json"
-    remedy = "train.py writes it last; train the run to its end"
+    remedy = "it is written last; train the run to its end"
     require(file.is_file(), str(folder), "a finished run, with metrics.json", "an unfinished one", remedy)
     return read_metrics(file)
 
