@@ -385,10 +385,10 @@ import os, sys
 from meta_exp import cli
 cli.run(lambda: print(*sys.argv[1:], os.environ.get("META_EXP_DATA"), sep="|"))
 """
-    command = [sys.executable, "-c", script, "hydra.run.dir=~/a b", "x=~", "~seed", "a=b~c"]
+    command = [sys.executable, "-c", script, "hydra.run.dir=~/a b", "x=~", "~seed", "a=b~c", "~/run"]
     variables = {**os.environ, "HOME": str(tmp_path), "META_EXP_DATA": "", "PYTHONPATH": str(REPO)}
     done = commands.finished(command, tmp_path, variables)
-    assert done.stdout == f"hydra.run.dir={tmp_path}/a b|x={tmp_path}|~seed|a=b~c|None\n"
+    assert done.stdout == f"hydra.run.dir={tmp_path}/a b|x={tmp_path}|~seed|a=b~c|{tmp_path}/run|None\n"
 
 
 def test_what_is_imported_stays_and_what_a_job_leaves_does_not():
