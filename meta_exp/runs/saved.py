@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from meta_exp.config.checks import one_line, require
+from meta_exp.files import read_bounded
 
 FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
 LARGEST, DEEPEST = 2**20, 50  # bytes and levels of a config
@@ -88,9 +89,7 @@ def _load(file: Path, expected: str) -> DictConfig | ListConfig:
     larger or deeper than a config is.
     """
     try:
-        with file.open("rb") as stream:
-            data = stream.read(LARGEST + 1)
-        require(len(data) <= LARGEST, str(file), expected, f"more than {LARGEST} bytes")
+        data = read_bounded(file, expected, LARGEST)
         depth = deepest = 0
         for event in yaml.parse(data, yaml.SafeLoader):
             require(not isinstance(event, yaml.AliasEvent), str(file), expected, "aliases")
