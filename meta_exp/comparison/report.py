@@ -84,7 +84,7 @@ def figure(chart: Chart) -> go.Figure:
         bar = go.Bar(x=bars.x, y=bars.y, name=_text(bars.name), marker_color=color, showlegend=False)
         out.add_trace(bar, row=2, col=1)
     out.update_xaxes(title_text=_text(chart.x_label), row=rows, col=1)
-    out.update_xaxes(type="log" if chart.log_x else "linear")
+    out.update_xaxes(type="log" if chart.x_axis.log else "linear")
     out.update_yaxes(title_text=_text(chart.y_label), row=1, col=1)
     if chart.bars:
         out.update_yaxes(title_text=_text(chart.bars_label), row=2, col=1)

@@ -43,6 +43,7 @@ TITLES = {  # of the scores of a predictive, in the order of a table
     "conformal_size_90": "conformal set size 90 %",
     "auroc": "AUROC foreign",
 }
+SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # of these a table's width
 ABSENT = "-"  # a key that a configuration does not have
 ALGORITHM = ("choices.algorithm", "choices.curvature", "algorithm._target_", "curvature", "predictives")
 
@@ -92,8 +93,10 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """The label in words."""
-        return describe(self.label) or "run"
+        """The label in words; of a configuration that is alone, its algorithm and data set."""
+        keys = self.runs[0].keys
+        alone = " on ".join(str(keys[key]) for key in ("choices.algorithm", "choices.dataset") if key in keys)
+        return describe(self.label) or alone
 
     @property
     def scores(self) -> list[str]:
@@ -199,6 +202,12 @@ def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]
 def own_scores(keys: Keys) -> list[str]:
     """Return the names of the scores of one's own that a config adds."""
     return [key.split(".")[1] for key in keys if key.startswith("scores.") and key.endswith("._target_")]
+
+
+def shown_scores(configurations: Sequence[Configuration]) -> list[str]:
+    """Return the scores that a table shows: those that any of the predictives has, those of one's own last."""
+    names = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
+    return [name for name in names if any(c.estimate(f"{c.predictives[0]}/{name}") for c in configurations)]
 
 
 def title(score: str) -> str:
