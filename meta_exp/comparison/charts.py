@@ -40,7 +40,8 @@ class Curve(NamedTuple):
 class Chart(NamedTuple):
     """Curves over one pair of axes, and perhaps bars of counts below them; ``name`` is that of the file.
 
-    ``diagonal`` says what the line y = x is, where there is one, and ``level`` is the height of even bars.
+    ``diagonal`` says what the line y = x is, where there is one, and ``level`` is the height of even bars. Bands are
+    intervals, or else ``ranges``.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Chart(NamedTuple):
     diagonal: str = ""
     steps: bool = False
     x_axis: Axis = Axis()
+    ranges: bool = False
 
 
 def charts(configurations: Sequence[Configuration]) -> list[Chart]:
@@ -178,7 +180,7 @@ def _learning(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             curves.append(Curve(c.name, steps, y, low, high, group=i))
     if curves:
         words = "Learning curves; band: range over seeds", "step", "validation loss"
-        yield Chart("learning", *words, curves, x_axis=Axis(whole=True))
+        yield Chart("learning", *words, curves, x_axis=Axis(whole=True), ranges=True)
 
 
 def _sweeps(configurations: Sequence[Configuration]) -> Iterator[Chart]:

@@ -33,11 +33,13 @@ from meta_exp.comparison.results import (
     Configuration,
     Difference,
     Result,
+    compared,
     differences,
     differing_keys,
     doubles,
     group,
     heading,
+    looked_at,
     own_scores,
     shown_scores,
     title,
@@ -113,9 +115,10 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
         say(f"kept: the earlier results.csv, which held other results, is {kept}")
     paper.write(out, configurations, settings)
     drawn = charts.charts(configurations)
-    drawings = _draw(configurations, overrides, drawn, out / "pictures")
+    drawings = _draw(configurations, overrides, out / "pictures")
+    printed = plots.draw_charts(drawn, out / "pictures")
     missing = left_out | twice
-    report.write(out / "report.html", configurations, pairs, drawn, drawings, missing, overrides, provenance())
+    report.write(out / "report.html", configurations, pairs, printed, drawings, missing, overrides, provenance())
     say(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}")
     return 1 if left_out else 0
 
@@ -309,16 +312,16 @@ def table(configurations: Sequence[Configuration], settings: Sequence[str] = ())
 
 
 def difference_table(pairs: Sequence[Difference]) -> Table:
-    """Return a table of the paired differences; those whose interval excludes 0 are bold."""
+    """Return a table of the paired differences; above it is said how many, and which are bold."""
     shown = dict.fromkeys([*SHOWN, *(name for pair in pairs for name in own_scores(pair.of.runs[0].keys))])
     scores = [s for s in shown if any(s in pair.scores for pair in pairs)]
-    words = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
+    words = f"{compared(pairs)}, paired by seed and test task. {looked_at(pairs, scores)}"
     out = Table(title=words, title_justify="left")
     for head in ["", "", *map(title, scores), "± over"]:
         out.add_column(cell(head))
     for pair in pairs:
-        cells = [pair.scores.get(s) for s in scores]
-        text = [f"[bold]{d}[/bold]" if d and abs(d.mean) > d.half else str(d or "") for d in cells]
+        text = [str(pair.scores.get(s) or "") for s in scores]
+        text = [f"[bold]{d}[/bold]" if d and pair.stands_out(s) else d for s, d in zip(scores, text, strict=True)]
         over = next(d.over for d in pair.scores.values() if d.over)
         names = f"{pair.of.name} - {pair.to.name}", f"{pair.predictives[0]} - {pair.predictives[1]}"
         out.add_row(*map(cell, names), *text, over)
@@ -350,15 +353,12 @@ def write_csv(file: Path, results: Sequence[Result], settings: Sequence[str] = (
     return kept
 
 
-def _draw(
-    configurations: Sequence[Configuration], overrides: Sequence[str], drawn: Sequence[charts.Chart], folder: Path
-) -> dict[str, Path]:
-    """Draw the charts, and new tasks for the first run of each configuration; return those pictures by title.
+def _draw(configurations: Sequence[Configuration], overrides: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Draw new tasks for the first run of each configuration; return the pictures by title.
 
     A family that has no picture, or one that fails, is left out.
     """
     make_folder(folder)
-    plots.draw_charts(drawn, folder)
     drawings: dict[str, Path] = {}
     named: Counter[str] = Counter()
     for configuration in configurations:

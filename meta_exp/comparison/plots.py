@@ -18,10 +18,10 @@ DASHES = ("-", "--", "-.", ":")  # with the markers they tell curves apart witho
 MARKERS = "os^Dv<>PX"
 
 
-def draw_charts(charts: Sequence[Chart], folder: Path) -> list[Path]:
-    """Draw each chart into ``folder`` as PNG and SVG, named for it, and return the files."""
+def draw_charts(charts: Sequence[Chart], folder: Path) -> dict[Path, Chart]:
+    """Draw each chart into ``folder`` as PNG and SVG, named for it, and return them by their PNG files."""
     with matplotlib.style.context(STYLE):
-        return [file for chart in charts for file in save(draw_chart(chart), folder / chart.name)]
+        return {save(draw_chart(chart), folder / chart.name)[0]: chart for chart in charts}
 
 
 def draw_chart(chart: Chart) -> Figure:

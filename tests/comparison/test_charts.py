@@ -89,7 +89,9 @@ def test_steps_are_whole_numbers_and_swept_values_are_ticks():
 def test_charts_are_drawn_with_a_legend_and_marks_that_need_no_colour(tmp_path):
     drawn = found(classification(), regression(0, 0.1), regression(0, 0.5), regression(1, 0.5))
     files = plots.draw_charts(list(drawn.values()), tmp_path)
-    assert {file.name for file in files} == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
-    assert all(file.stat().st_size > 4000 for file in files)
+    assert [file.name for file in files] == [f"{name}.png" for name in drawn]
+    assert list(files.values()) == list(drawn.values())
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    assert all(file.stat().st_size > 4000 for file in tmp_path.iterdir())
     lines = plots.draw_chart(drawn["steps_mse"]).axes[0].get_lines()
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 2
