@@ -39,7 +39,7 @@ DROPPED = (  # keys that are none any more: the same for every run, or set by it
     "callbacks.best.dirpath",
     "callbacks.last.dirpath",
 )
-ADDED = {  # keys that earlier versions did not have, by class, and what they did
+ADDED: dict[str, dict[str, Any]] = {  # keys that earlier versions did not have, by class, and what they did
     "meta_exp.algorithms.LLAMA": {"inner_loop": "gradient", "mode": False},
     "meta_exp.algorithms.MAML": {"inner_loop": "gradient", "mode": False},
     "meta_exp.models.Conv4": {"activation": "relu"},
