@@ -101,7 +101,7 @@ def test_every_choice_builds_where_it_has_a_meaning(config, parts, own, tmp_path
         for model, curvature in product(models, CURVATURES):
             cfg.model, cfg.curvature = parts["model"][model], parts["curvature"][curvature]
             cfg.choices.curvature = curvature
-            meaning = (images or model == "mlp") and not (images and curvature == "hessian")
+            meaning = (images or model.startswith("mlp")) and not (images and curvature == "hessian")
             meaning &= (algorithm, curvature) != ("llama", "none")
             meaning &= algorithm != "llama_predictive" or (curvature not in ("hessian", "none") and not images)
             meaning &= algorithm not in OF_THEIR_OWN or curvature == "none"
