@@ -99,7 +99,12 @@ def _speak_plainly() -> None:
 
 
 def _at_home(word: str) -> str:
-    """Return ``key=~/a`` with the home folder in place of ``~``, which a shell leaves as it is behind a ``=``."""
+    """Return ``key=~/a`` with the home folder in place of ``~``, which a shell leaves as it is behind a ``=``.
+
+    A quoted ``~/a`` too; ``~key`` is Hydra's.
+    """
+    if word.startswith("~/"):
+        return os.path.expanduser(word)
     key, equals, value = word.partition("=")
     return f"{key}={os.path.expanduser(value)}" if equals and value.startswith("~") else word
 

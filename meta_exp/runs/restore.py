@@ -25,16 +25,17 @@ from torch import Tensor, nn
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.overrides import parse
-from meta_exp.config.schema import constructor
+from meta_exp.config.schema import constructor, from_keys
 from meta_exp.files import read_json
 from meta_exp.installation import CONF, typed
-from meta_exp.runs.build import build_learner, imply_prior_precision, take_types
+from meta_exp.runs.build import STREAM, build_learner, imply_prior_precision, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
 from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
 from meta_exp.runs.trust import MODULES, NEVER_BUILT, refuse_unsafe, trusted_modules, walk
 from meta_exp.runs.weights import read_weights
 from meta_exp.tasks.stream import TaskFamily
+from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
 
 OVERRIDABLE = (  # the keys that matter once a run is trained
@@ -103,6 +104,7 @@ def open_run(
     state = read_weights(folder / "best.ckpt")
     try:
         family = constructor(cfg.dataset, "dataset")()
+        from_keys(TaskStream, cfg, *STREAM)(family)  # refuses numbers of tasks out of range
         with torch.random.fork_rng(devices=[]):
             learner = build_learner(cfg, family, deepcopy(model))
     except (TypeError, OmegaConfBaseException, HydraException) as error:
