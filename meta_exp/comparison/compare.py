@@ -46,7 +46,8 @@ from meta_exp.comparison.results import (
 )
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import NOT_IN_NAME, flatten, within
-from meta_exp.files import make_folder, require_writable, write_rows, write_whole
+from meta_exp.files import make_folder, read_bounded, require_writable, write_rows, write_whole
+from meta_exp.installation import typed
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.names import override_folder
@@ -164,7 +165,13 @@ def find_runs(folder: Path) -> Iterator[Path]:
             below.clear()
         below.sort()
     found += unreadable
-    require(bool(found), str(folder), "a run's folder, or a folder of runs", "a folder without any", "run train.py")
+    require(
+        bool(found),
+        str(folder),
+        "a run's folder, or a folder of runs",
+        "a folder without any",
+        f"train one by {typed('train')}",
+    )
     yield from found
 
 
@@ -192,6 +199,8 @@ def _comparable(run: Restored) -> Restored:
 
 def _why(error: Exception) -> str:
     """Return what an error says; of one that nobody expected, its type too."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     words = one_line(error)[:REASON]
     return words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
 
@@ -268,6 +277,8 @@ def _fit(run: Restored, keep: bool) -> None:
 
     What is the run's own from now on is kept in its folder.
     """
+    if keep:
+        require_writable(run.folder, "calibrate=true keeps there what it fits: evaluate a copy of the run")
     run.learner.to(_device(run)).eval()
     run.family.to(_device(run))
     validation = EvaluationBatches(run.family, "validation", run.cfg.validation_tasks)
@@ -290,7 +301,7 @@ def _command(folder: Path) -> str:
         overrides = read_overrides(folder)
     except ValueError:
         return ""
-    return shlex.join(["uv", "run", "train.py", *overrides]) if overrides else ""
+    return f"{typed('train')} {shlex.join(overrides)}" if overrides else ""
 
 
 def table(configurations: Sequence[Configuration], settings: Sequence[str] = ()) -> Table:
@@ -344,8 +355,11 @@ def write_csv(file: Path, results: Sequence[Result], settings: Sequence[str] = (
     write_rows(stream, rows)
     kept = None
     if file.is_file() and not file.is_symlink():
-        earlier = file.read_text(encoding="utf-8", errors="replace")
-        if not set(earlier.splitlines()) <= set(stream.getvalue().splitlines()):
+        try:
+            earlier = set(read_bounded(file, "results").decode(errors="replace").splitlines())
+        except ValueError:  # too large to be ours
+            earlier = {""}
+        if not earlier <= set(stream.getvalue().splitlines()):
             names = (file.with_name(f"{file.stem}_{number}{file.suffix}") for number in count(1))
             kept = next(name for name in names if not os.path.lexists(name))
             file.rename(kept)

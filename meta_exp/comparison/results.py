@@ -209,8 +209,8 @@ def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]
 
 def compared(pairs: Sequence[Difference]) -> str:
     """Return which algorithms the differences are of."""
-    of, to = ([_algorithm(c) for c in side] for side in zip(*((pair.of, pair.to) for pair in pairs), strict=True))
-    return f"{', '.join(dict.fromkeys(of))} minus {', '.join(dict.fromkeys(to))}"
+    of, to = (dict.fromkeys(map(_algorithm, side)) for side in ([p.of for p in pairs], [p.to for p in pairs]))
+    return f"{', '.join(of)} minus {', '.join(to)}"
 
 
 def looked_at(pairs: Sequence[Difference], scores: Sequence[str]) -> str:

@@ -58,6 +58,7 @@ class Guarded(Logger):
         """Start with the resolved config and what the run has logged so far; its older local files are replaced."""
         for kind, patterns in MADE.items():
             if isinstance(self.logger, kind):
+                _remove_links(Path(config["run_dir"]), Path(self.logger.log_dir))
                 _use_own_folder(self.logger, config["run_dir"], config["run_name"])
                 _remove(Path(self.logger.log_dir), patterns)
         with warnings.catch_warnings():
@@ -112,10 +113,18 @@ def _use_own_folder(logger: Any, run_dir: str, run_name: str) -> None:
         logger._version = str(Path(given) / f"{run_name}-{sha256(str(run).encode()).hexdigest()[:HASH]}")
 
 
+def _remove_links(run: Path, folder: Path) -> None:
+    """Remove the links by which a ``folder`` below that of a ``run`` would lie elsewhere."""
+    run, folder = run.absolute(), folder.absolute()
+    for place in [folder, *folder.parents]:
+        if place.is_relative_to(run) and place != run and place.is_symlink():
+            place.unlink()
+
+
 def _remove(folder: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for file in folder.glob(pattern):
-            if file.is_file() and not file.is_symlink():
+            if file.is_symlink() or file.is_file():  # of a link nothing but itself
                 file.unlink()
 
 

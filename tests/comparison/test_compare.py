@@ -79,6 +79,8 @@ REFUSED = {
     ("empty",): "empty: expected a run's folder, or a folder of runs",
     ("sweep", "model=conv4"): "model=conv4: expected curvature.* \\(and 3 more runs\\)",
     ("sweep/maml_0", "test_tasks=1"): "test_tasks: expected a",
+    ("sweep/maml_0", "test_tasks=2147483648"): r"test_tasks: expected at most 1e\+07, got 2147483648",
+    ("sweep/maml_0", "conformal_tasks=2147483648"): r"conformal_tasks: expected at most 1e\+07",
     ("sweep/maml_0", "samples=0"): "samples: expected at least 1, got 0",
 }
 
@@ -284,6 +286,39 @@ def test_a_folder_that_cannot_be_read_is_named(sweep, monkeypatch, capsys):
     monkeypatch.setattr("os.scandir", refuse)
     assert comparison.compare([sweep]) == 1
     assert f"left out: {sweep / 'closed'}: " in capsys.readouterr().out
+
+
+def test_no_file_of_a_strangers_folder_is_waited_for_or_read_without_end(sweep, tmp_path):
+    """A pipe, a device and a file of gigabytes in the place of each file that is read."""
+    run = sweep / "maml_0"
+    both = tmp_path / "both"
+    shutil.copytree(sweep / "maml_1", both / "good")
+    harms = {
+        "pipe": os.mkfifo,
+        "device": lambda file: file.symlink_to("/dev/zero"),
+        "large": lambda file: (file.touch(), os.truncate(file, 2**33)),
+    }
+    read = ["config.yaml", "metrics.json", "best.ckpt", "calibration.json", "curves.csv", "overrides.yaml"]
+    for name in [*read, "history.jsonl", "prior_precision.json"]:
+        for harm, put in harms.items():
+            damaged = shutil.copytree(run, both / f"{name}-{harm}")
+            (damaged / name).unlink(missing_ok=True)
+            if name == "history.jsonl":  # is read where there is no curve
+                (damaged / "curves.csv").unlink()
+            put(damaged / name)
+    result = commands.run("evaluate.py", tmp_path, "both", "test_tasks=4", "samples=2")
+    assert "Traceback" not in result.stderr
+    left_out = {line.split(": ")[1] for line in result.stdout.splitlines() if line.startswith("left out: ")}
+    needed = ["config.yaml", "metrics.json", "best.ckpt", "curves.csv"]
+    assert left_out >= {f"both/{name}-{harm}" for name in needed for harm in harms}
+    assert "Memory" not in result.stdout
+    assert result.returncode == 1
+
+
+def test_a_run_that_cannot_be_written_is_not_calibrated(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda place, mode: Path(place) != sweep / "maml_0")
+    with pytest.raises(ValueError, match="maml_0: nothing can be written there; calibrate=true keeps there what it"):
+        comparison.compare([sweep / "maml_0"], ["calibrate=true"], output=str(tmp_path / "out"))
 
 
 def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_path):

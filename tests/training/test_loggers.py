@@ -231,6 +231,25 @@ def test_a_logger_in_the_runs_folder_leaves_its_checkpoints(config):
     assert (folder / "metrics.csv").read_text().count("\n") == scores.count("\n")
 
 
+@pytest.mark.parametrize("make", [lambda run: CSVLogger(run, "csv", version=""), lambda run: TensorBoard(str(run))])
+def test_a_logger_writes_through_no_link_of_the_runs_folder(tmp_path, make):
+    """As a stranger's folder may bring them: in place of the logger's folder, and of the files in it."""
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "start_file").write_text("mine")
+    folder = Path(make(run).log_dir)
+    run.mkdir()
+    folder.symlink_to(victim)
+    log_once(make, run, "run", 0.5)
+    assert not folder.is_symlink()
+    for file in list(folder.iterdir()):
+        file.unlink()
+        file.symlink_to(victim / "start_file")
+    log_once(make, run, "run", 0.5)
+    assert [(file.name, file.read_text()) for file in victim.iterdir()] == [("start_file", "mine")]
+    assert all(file.is_file() and not file.is_symlink() for file in folder.iterdir())
+
+
 def test_a_missing_key_is_said_and_not_asked_for(tmp_path, monkeypatch):
     """On a terminal W&B would ask, and wait for ever."""
 
