@@ -4,7 +4,8 @@ Where the disk is full, or has no locks, the error names the file.
 
 A folder may come from a stranger, with links where files are to be written. So a file is written under a new name that
 cannot be guessed, and then put in place of what bears its own: a link is replaced, not followed. A folder that is a
-link is refused. Only a pipe or a device that a person names as the output is written into.
+link is refused. Only a pipe or a device that a person names as the output is written into. What is read of it is a
+file of bounded size: a pipe would be waited for, a device has no end.
 """
 
 import csv
@@ -30,6 +31,7 @@ from meta_exp.terminal import plain
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 NUMBER = re.compile(r"[+-]?[\d.]+([eE][+-]?\d+)?", re.ASCII)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # as some network file systems answer
+LARGEST = 2**24  # bytes of a file that is read whole
 PART = re.compile(r"\.[0-9a-f]{16}\.part")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # by which a spreadsheet takes a cell for one, and runs it
 
@@ -40,12 +42,22 @@ def write_json(file: Path, values: Mapping[str, Any]) -> None:
     write_whole(file, json.dumps(clean, indent=2, allow_nan=False) + "\n")
 
 
+def read_bounded(file: Path, expected: str, largest: int = LARGEST) -> bytes:
+    """Return the bytes of a file; raises ValueError for what is none or too large, OSError where it is unread."""
+    require(file.is_file() or not file.exists(), str(file), expected, "no plain file")
+    with file.open("rb") as stream:
+        data = stream.read(largest + 1)
+    require(len(data) <= largest, str(file), expected, f"more than {largest} bytes")
+    return data
+
+
 def read_json(file: Path, expected: str, remedy: str = "") -> dict[str, Any]:
     """Return the object that a JSON file holds; raises ValueError for any other content, OSError where it is unread."""
+    data = read_bounded(file, expected)
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        got = one_line(error) if file.stat().st_size else "an empty file"
+        got = one_line(error) if data else "an empty file"
         raise ValueError(f"{file}: expected {expected}, got {got}" + (f"; {remedy}" if remedy else "")) from error
     require(isinstance(found, dict), str(file), expected, type(found).__name__, remedy)
     return dict(found)

@@ -62,7 +62,7 @@ OPTIONAL = (  # keys that null is a value of
 ).split()
 FROM_ZERO = (  # and 0
     "seed split_seed warmup final eta noise every_minutes momentum algorithm.inner_steps x_range level edge slope "
-    "intercept phase amplitude frequency curvature.seed logger.csv.version"
+    "intercept phase amplitude frequency curvature.seed logger.csv.version multi_step first_order_until"
 ).split()
 NEGATIVE = ["trainer.devices", "logger.csv.version"]  # -1: all
 LISTS = ["model.widths", "predictives", "trainer.devices", "logger.wandb.tags"]

@@ -279,6 +279,29 @@ def test_one_line_and_exit_code_1(tmp_path, override):
         assert "FloatingPointError" in (folder / "train.log").read_text()
 
 
+LITTLE_MEMORY = """
+import resource, runpy, sys
+import meta_exp.runs.train
+used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmSize"))
+resource.setrlimit(resource.RLIMIT_AS, (1024 * used + 10**8,) * 2)
+sys.argv = ["train.py", "trainer=smoke", "logger=none", "model.widths=[7000,7000]"]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the kernel does not tell what a process has")
+def test_memory_that_is_not_enough_names_the_keys_that_help(tmp_path):
+    """A network of 200 MB, where 100 are left."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
+    script = LITTLE_MEMORY.format(script=str(REPO / "train.py"))
+    result = commands.finished([sys.executable, "-c", script], tmp_path, variables)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: out of memory (")
+    assert "try a smaller chunk_size, down to 1, or checkpoint_steps=true in training, or a smaller model" in last
+
+
 def test_an_error_is_the_last_word(tmp_path):
     """Also where the interpreter is taken apart, and not a forked process ended."""
     result = typed(tmp_path, *SMOKE, "optimizer.lr=-1")
@@ -362,10 +385,10 @@ import os, sys
 from meta_exp import cli
 cli.run(lambda: print(*sys.argv[1:], os.environ.get("META_EXP_DATA"), sep="|"))
 """
-    command = [sys.executable, "-c", script, "hydra.run.dir=~/a b", "x=~", "~seed", "a=b~c"]
+    command = [sys.executable, "-c", script, "hydra.run.dir=~/a b", "x=~", "~seed", "a=b~c", "~/run"]
     variables = {**os.environ, "HOME": str(tmp_path), "META_EXP_DATA": "", "PYTHONPATH": str(REPO)}
     done = commands.finished(command, tmp_path, variables)
-    assert done.stdout == f"hydra.run.dir={tmp_path}/a b|x={tmp_path}|~seed|a=b~c|None\n"
+    assert done.stdout == f"hydra.run.dir={tmp_path}/a b|x={tmp_path}|~seed|a=b~c|{tmp_path}/run|None\n"
 
 
 def test_what_is_imported_stays_and_what_a_job_leaves_does_not():

@@ -101,6 +101,21 @@ def test_folders_that_are_links_are_refused(tmp_path, victim):
     files.make_folder(tmp_path / "a" / "b")
 
 
+def test_what_is_read_is_a_file_and_has_an_end(tmp_path):
+    file = tmp_path / "metrics.json"
+    harms = {"no plain file": lambda: os.mkfifo(file), "no plain": lambda: file.symlink_to("/dev/zero")}
+    harms["more than"] = lambda: (file.touch(), os.truncate(file, files.LARGEST + 1))
+    for got, harm in harms.items():
+        harm()
+        with pytest.raises(ValueError, match=f"metrics.json: expected metrics, got {got}"):
+            files.read_json(file, "metrics")
+        file.unlink()
+    with pytest.raises(FileNotFoundError):
+        files.read_json(file, "metrics")
+    file.write_text('{"a": 1}')
+    assert files.read_json(file, "metrics") == {"a": 1}
+
+
 def test_what_killed_processes_left_is_removed(tmp_path):
     kept = [tmp_path / name for name in ("a.part", ".a.part", ".0123456789abcdef.png")]
     for file in (*kept, tmp_path / ".0123456789abcdef.part"):

@@ -133,6 +133,10 @@ class Algorithm(ABC):
         likelihood = self.likelihood.at(meta.hyper)
         return prediction.predict(kind, self.network, params, x, likelihood, posterior, draws)
 
+    def outputs(self, params: Params, x: Tensor) -> Tensor:
+        """Return what the networks of a state of the path put out at x; here of the one that it is, [N, C]."""
+        return self.network(params, x)
+
     def curved(self, episode: Episode) -> Examples:
         """Return the data of the task whose curvature the objective takes; here the support set."""
         return episode.support

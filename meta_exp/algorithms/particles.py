@@ -65,7 +65,11 @@ class Particles(Algorithm):
         if kind == "sample":
             places = (torch.special.ndtr(draws) * self.particles).long().clamp(max=self.particles - 1)
             params = {name: value[places] for name, value in params.items()}
-        return mixture(vmap(self.network, (0, None))(params, x))
+        return mixture(self.outputs(params, x))
+
+    def outputs(self, params: Params, x: Tensor) -> Tensor:
+        """Return the outputs [S, N, C] of all particles."""
+        return vmap(self.network, (0, None))(params, x)
 
     @property
     def draws_networks(self) -> bool:

@@ -1,7 +1,8 @@
 """One honest table over runs: each restored, scored on the same test tasks, grouped, and compared in pairs.
 
 Whether they can be compared is looked at before any is scored, and a run that is damaged, in whatever way, is left out
-and named. Writes ``results.csv`` (a row a run), ``report.html`` and ``pictures/`` into one folder:
+and named. Writes ``results.csv`` (a row a run), ``summary.csv`` and ``table.tex`` (a row a configuration and
+predictive), ``report.html`` and ``pictures/`` into one folder:
 
     output=FOLDER                    that folder
     one RUN, or one sweep            its folder; with settings of the evaluation changed, one below it, named for them
@@ -26,22 +27,27 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from meta_exp.comparison import charts, plots, report
+from meta_exp.comparison import charts, paper, plots, report
 from meta_exp.comparison.results import (
+    SHOWN,
     Configuration,
     Difference,
     Result,
+    compared,
     differences,
     differing_keys,
     doubles,
     group,
     heading,
+    looked_at,
     own_scores,
+    shown_scores,
     title,
 )
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import NOT_IN_NAME, flatten, within
-from meta_exp.files import make_folder, require_writable, write_rows, write_whole
+from meta_exp.files import make_folder, read_bounded, require_writable, write_rows, write_whole
+from meta_exp.installation import typed
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.names import override_folder
@@ -60,7 +66,6 @@ COMPARISONS = Path("outputs", "comparison")  # of several runs or sweeps
 EVALUATED = "evaluated"  # in the folder of a run or sweep: results of other settings
 WIDEST = 1000  # characters
 REASON = 500  # characters of it: a damaged file may hold anything
-SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
 
 
 def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str | None = None) -> int:
@@ -109,10 +114,12 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
         make_folder(out)
     if kept := write_csv(out / "results.csv", results, settings):
         say(f"kept: the earlier results.csv, which held other results, is {kept}")
+    paper.write(out, configurations, settings)
     drawn = charts.charts(configurations)
-    drawings = _draw(configurations, overrides, drawn, out / "pictures")
+    drawings = _draw(configurations, overrides, out / "pictures")
+    printed = plots.draw_charts(drawn, out / "pictures")
     missing = left_out | twice
-    report.write(out / "report.html", configurations, pairs, drawn, drawings, missing, overrides, provenance())
+    report.write(out / "report.html", configurations, pairs, printed, drawings, missing, overrides, provenance())
     say(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}")
     return 1 if left_out else 0
 
@@ -158,7 +165,13 @@ def find_runs(folder: Path) -> Iterator[Path]:
             below.clear()
         below.sort()
     found += unreadable
-    require(bool(found), str(folder), "a run's folder, or a folder of runs", "a folder without any", "run train.py")
+    require(
+        bool(found),
+        str(folder),
+        "a run's folder, or a folder of runs",
+        "a folder without any",
+        f"train one by {typed('train')}",
+    )
     yield from found
 
 
@@ -186,6 +199,8 @@ def _comparable(run: Restored) -> Restored:
 
 def _why(error: Exception) -> str:
     """Return what an error says; of one that nobody expected, its type too."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     words = one_line(error)[:REASON]
     return words if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {words}"
 
@@ -235,6 +250,7 @@ def _show_alone(result: Result) -> None:
     alone = group([result])
     list(differences(alone))
     table(alone)
+    paper.latex(alone)
     charts.charts(alone)
 
 
@@ -261,6 +277,8 @@ def _fit(run: Restored, keep: bool) -> None:
 
     What is the run's own from now on is kept in its folder.
     """
+    if keep:
+        require_writable(run.folder, "calibrate=true keeps there what it fits: evaluate a copy of the run")
     run.learner.to(_device(run)).eval()
     run.family.to(_device(run))
     validation = EvaluationBatches(run.family, "validation", run.cfg.validation_tasks)
@@ -283,15 +301,14 @@ def _command(folder: Path) -> str:
         overrides = read_overrides(folder)
     except ValueError:
         return ""
-    return shlex.join(["uv", "run", "train.py", *overrides]) if overrides else ""
+    return f"{typed('train')} {shlex.join(overrides)}" if overrides else ""
 
 
 def table(configurations: Sequence[Configuration], settings: Sequence[str] = ()) -> Table:
     """Return a table of a row a configuration, with a line for each predictive; ``settings`` stand above it."""
     first = configurations[0]
     tasks = first.runs[0].summary["test/tasks"]
-    shown = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
-    scores = [s for s in shown if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
+    scores = shown_scores(configurations)
     words = f"{tasks} test tasks; mean ± half width of the 95 % interval"
     words += cell(f"; evaluated with {' '.join(settings)}") if settings else ""
     out = Table(title=words, title_justify="left", show_lines=True)
@@ -306,16 +323,16 @@ def table(configurations: Sequence[Configuration], settings: Sequence[str] = ())
 
 
 def difference_table(pairs: Sequence[Difference]) -> Table:
-    """Return a table of the paired differences; those whose interval excludes 0 are bold."""
+    """Return a table of the paired differences; above it is said how many, and which are bold."""
     shown = dict.fromkeys([*SHOWN, *(name for pair in pairs for name in own_scores(pair.of.runs[0].keys))])
     scores = [s for s in shown if any(s in pair.scores for pair in pairs)]
-    words = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
+    words = f"{compared(pairs)}, paired by seed and test task. {looked_at(pairs, scores)}"
     out = Table(title=words, title_justify="left")
     for head in ["", "", *map(title, scores), "± over"]:
         out.add_column(cell(head))
     for pair in pairs:
-        cells = [pair.scores.get(s) for s in scores]
-        text = [f"[bold]{d}[/bold]" if d and abs(d.mean) > d.half else str(d or "") for d in cells]
+        text = [str(pair.scores.get(s) or "") for s in scores]
+        text = [f"[bold]{d}[/bold]" if d and pair.stands_out(s) else d for s, d in zip(scores, text, strict=True)]
         over = next(d.over for d in pair.scores.values() if d.over)
         names = f"{pair.of.name} - {pair.to.name}", f"{pair.predictives[0]} - {pair.predictives[1]}"
         out.add_row(*map(cell, names), *text, over)
@@ -338,8 +355,11 @@ def write_csv(file: Path, results: Sequence[Result], settings: Sequence[str] = (
     write_rows(stream, rows)
     kept = None
     if file.is_file() and not file.is_symlink():
-        earlier = file.read_text(encoding="utf-8", errors="replace")
-        if not set(earlier.splitlines()) <= set(stream.getvalue().splitlines()):
+        try:
+            earlier = set(read_bounded(file, "results").decode(errors="replace").splitlines())
+        except ValueError:  # too large to be ours
+            earlier = {""}
+        if not earlier <= set(stream.getvalue().splitlines()):
             names = (file.with_name(f"{file.stem}_{number}{file.suffix}") for number in count(1))
             kept = next(name for name in names if not os.path.lexists(name))
             file.rename(kept)
@@ -347,17 +367,15 @@ def write_csv(file: Path, results: Sequence[Result], settings: Sequence[str] = (
     return kept
 
 
-def _draw(
-    configurations: Sequence[Configuration], overrides: Sequence[str], drawn: Sequence[charts.Chart], folder: Path
-) -> dict[str, Path]:
-    """Draw the charts, and new tasks for the first run of each configuration; return those pictures by title.
+def _draw(configurations: Sequence[Configuration], overrides: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Draw new tasks for the first run of each configuration; return the pictures by title.
 
     A family that has no picture, or one that fails, is left out.
     """
     make_folder(folder)
-    plots.draw_charts(drawn, folder)
     drawings: dict[str, Path] = {}
-    for number, configuration in enumerate(configurations, 1):
+    named: Counter[str] = Counter()
+    for configuration in configurations:
         first = configuration.runs[0]
         try:
             run = open_run(first.folder, overrides)
@@ -365,7 +383,8 @@ def _draw(
             continue
         run.learner.served = first.served
         title = f"{configuration.name}, seed {first.seed}"
-        place = folder / f"tasks_{number}"
+        named[name := charts.file_name(title)] += 1
+        place = folder / (f"tasks_{name}" + (f"_{named[name]}" if named[name] > 1 else ""))
         files = pictures.draw_or_warn(run.learner, run.family, title, place, "the comparison goes on")
         for file in files:
             if file.suffix == ".png":

@@ -43,6 +43,9 @@ TITLES = {  # of the scores of a predictive, in the order of a table
     "conformal_size_90": "conformal set size 90 %",
     "auroc": "AUROC foreign",
 }
+SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # of these a table's width
+MISSES = 0.05  # of 95 % intervals
+ENOUGH_SEEDS = 5  # before a difference is marked
 ABSENT = "-"  # a key that a configuration does not have
 ALGORITHM = ("choices.algorithm", "choices.curvature", "algorithm._target_", "curvature", "predictives")
 
@@ -92,8 +95,10 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """The label in words."""
-        return describe(self.label) or "run"
+        """The label in words; of a configuration that is alone, its algorithm and data set."""
+        keys = self.runs[0].keys
+        alone = " on ".join(str(keys[key]) for key in ("choices.algorithm", "choices.dataset") if key in keys)
+        return describe(self.label) or alone
 
     @property
     def scores(self) -> list[str]:
@@ -123,12 +128,18 @@ class Configuration:
 
 
 class Difference(NamedTuple):
-    """LLAMA minus MAML: the configurations, their predictives, and the difference of each score that both have."""
+    """An algorithm minus MAML: their configurations and predictives, the difference of each score that both have."""
 
     of: Configuration
     to: Configuration
     predictives: tuple[str, str]
     scores: dict[str, Estimate]
+    seeds: int
+
+    def stands_out(self, score: str) -> bool:
+        """Whether the interval over five seeds or more excludes 0; of fewer it says too little, two may agree."""
+        estimate = self.scores[score]
+        return self.seeds >= ENOUGH_SEEDS and abs(estimate.mean) > estimate.half
 
 
 def group(results: Sequence[Result]) -> list[Configuration]:
@@ -193,12 +204,33 @@ def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]
             for kind in of.predictives:
                 other = kind if kind in to.predictives else "map"
                 scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in of.scores}
-                yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d})
+                yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d}, len(pairs))
+
+
+def compared(pairs: Sequence[Difference]) -> str:
+    """Return which algorithms the differences are of."""
+    of, to = (dict.fromkeys(map(_algorithm, side)) for side in ([p.of for p in pairs], [p.to for p in pairs]))
+    return f"{', '.join(of)} minus {', '.join(to)}"
+
+
+def looked_at(pairs: Sequence[Difference], scores: Sequence[str]) -> str:
+    """Say how many differences are shown, how many intervals would exclude 0 by chance, and which are marked."""
+    count = sum(len(pair.scores.keys() & set(scores)) for pair in pairs)
+    chance = f"{count} differences are looked at: were there none, about {count * MISSES:.2g} intervals would exclude 0"
+    if all(pair.seeds < ENOUGH_SEEDS for pair in pairs):
+        return f"{chance}. None is bold: that takes {ENOUGH_SEEDS} seeds."
+    return f"{chance}. Bold: so do these, over {ENOUGH_SEEDS} seeds or more."
 
 
 def own_scores(keys: Keys) -> list[str]:
     """Return the names of the scores of one's own that a config adds."""
     return [key.split(".")[1] for key in keys if key.startswith("scores.") and key.endswith("._target_")]
+
+
+def shown_scores(configurations: Sequence[Configuration]) -> list[str]:
+    """Return the scores that a table shows: those that any of the predictives has, those of one's own last."""
+    names = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
+    return [name for name in names if any(c.estimate(f"{c.predictives[0]}/{name}") for c in configurations)]
 
 
 def title(score: str) -> str:

@@ -43,7 +43,9 @@ def _parse(parser: OverridesParser, word: str) -> Override:
         [override] = parser.parse_overrides([word])
     except HydraException as error:
         said = one_line(str(error).partition("\nSee ")[0])
-        remedy = f"a list is {key}=[a,b], and text with signs of its own takes quotes within the shell's: "
-        remedy += f"""'{key}="{value.strip(chr(34) + chr(39))}"'"""
+        text = value.strip("\"' ").replace('"', r"\"")
+        remedy = f"a list is {key.strip()}=[a,b], and text with signs of its own takes quotes within the shell's: "
+        remedy += f"""'{key.strip()}="{text}"'"""
+        remedy = remedy if key == key.strip() else f"leave out the blanks: {key.strip()}={value.strip()}"
         raise ValueError(f"{word}: expected key=value in Hydra's grammar, got {said}; {remedy}") from error
     return override

@@ -36,6 +36,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from meta_exp.adaptation import Noise, Params
 from meta_exp.config.checks import require
 from meta_exp.curvature import Posterior
+from meta_exp.installation import typed
 from meta_exp.likelihoods import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.models import couples_points
@@ -457,7 +458,7 @@ class Network:
 
 def _known(key: str, conformal: Conformal | None) -> Conformal:
     """Return the thresholds of a predictive; raises ValueError where there are none."""
-    remedy = "evaluate.py RUN calibrate=true makes them for the predictives of its evaluation"
+    remedy = f"{typed('evaluate')} RUN calibrate=true makes them for the predictives of its evaluation"
     require(conformal is not None, key, "a run that has thresholds for this predictive", "none", remedy)
     assert conformal is not None
     return conformal

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from meta_exp.files import write_whole
+from meta_exp.files import read_bounded, write_whole
 
 MADE_BY = "made_by.jsonl"
 
@@ -33,8 +33,8 @@ def note_part(folder: Path, step: int) -> list[str]:
 def _read_parts(file: Path) -> list[dict[str, Any]]:
     """Return the parts that ``file`` has, none where it is missing or damaged."""
     try:
-        parts = [json.loads(line) for line in file.read_text().splitlines()]
-    except (OSError, ValueError):
+        parts = [json.loads(line) for line in read_bounded(file, "what made the run").splitlines()]
+    except (OSError, ValueError, RecursionError):
         return []
     return [part for part in parts if isinstance(part, dict) and isinstance(part.get("step"), int)]
 

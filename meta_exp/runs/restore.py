@@ -24,18 +24,19 @@ from torch import Tensor
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.overrides import parse
-from meta_exp.config.schema import constructor
+from meta_exp.config.schema import constructor, from_keys
 from meta_exp.files import read_json
-from meta_exp.runs.build import build_learner, imply_prior_precision, take_types
+from meta_exp.installation import CONF, typed
+from meta_exp.runs.build import STREAM, build_learner, imply_prior_precision, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
 from meta_exp.runs.train import CHUNK_SIZE, Metrics, read_metrics
 from meta_exp.runs.trust import MODULES, NEVER_BUILT, refuse_unsafe, trusted_modules, walk
 from meta_exp.runs.weights import read_weights
 from meta_exp.tasks.stream import TaskFamily
+from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
 
-CONF = Path(__file__).parents[2] / "conf"
 OVERRIDABLE = (  # the keys that matter once a run is trained
     "dataset",
     "curvature",
@@ -98,6 +99,7 @@ def open_run(folder: Path, overrides: Sequence[str] = (), trust: str | Sequence[
     state = read_weights(folder / "best.ckpt")
     try:
         family = constructor(cfg.dataset, "dataset")()
+        from_keys(TaskStream, cfg, *STREAM)(family)  # refuses numbers of tasks out of range
         with torch.random.fork_rng(devices=[]):
             learner = build_learner(cfg, family)
     except (TypeError, OmegaConfBaseException, HydraException) as error:
@@ -120,7 +122,7 @@ def load_config(folder: Path, overrides: Sequence[str] = (), trust: str | Sequen
     folder = Path(folder)
     file = folder / "config.yaml"
     require(folder.is_dir(), str(folder), "a run's folder", "a file" if folder.exists() else "nothing there")
-    require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", "start it with train.py")
+    require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", f"start it with {typed('train')}")
     cfg = read_config(file)
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
@@ -216,7 +218,7 @@ def _set(cfg: DictConfig, override: Override) -> None:
 
 def _load_metrics(folder: Path) -> Metrics:
     file = folder / "metrics.json"
-    remedy = "train.py writes it last; train the run to its end"
+    remedy = "it is written last; train the run to its end"
     require(file.is_file(), str(folder), "a finished run, with metrics.json", "an unfinished one", remedy)
     return read_metrics(file)
 

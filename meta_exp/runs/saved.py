@@ -14,6 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from meta_exp.config.checks import one_line, require
+from meta_exp.files import read_bounded
 
 FORMAT = 1  # of a run's folder: raise it with any change after which older folders cannot be restored
 LARGEST, DEEPEST = 2**20, 50  # bytes and levels of a config
@@ -38,7 +39,9 @@ DROPPED = (  # keys that are none any more: the same for every run, or set by it
     "callbacks.best.dirpath",
     "callbacks.last.dirpath",
 )
-ADDED = {  # keys that earlier versions did not have, by class, and what they did
+ADDED: dict[str, dict[str, Any]] = {  # keys that earlier versions did not have, by class, and what they did
+    "meta_exp.algorithms.LLAMA": {"inner_loop": "gradient", "mode": False},
+    "meta_exp.algorithms.MAML": {"inner_loop": "gradient", "mode": False},
     "meta_exp.models.Conv4": {"activation": "relu"},
     "meta_exp.models.MLP": {"activation": "relu"},
 }
@@ -86,9 +89,7 @@ def _load(file: Path, expected: str) -> DictConfig | ListConfig:
     larger or deeper than a config is.
     """
     try:
-        with file.open("rb") as stream:
-            data = stream.read(LARGEST + 1)
-        require(len(data) <= LARGEST, str(file), expected, f"more than {LARGEST} bytes")
+        data = read_bounded(file, expected, LARGEST)
         depth = deepest = 0
         for event in yaml.parse(data, yaml.SafeLoader):
             require(not isinstance(event, yaml.AliasEvent), str(file), expected, "aliases")

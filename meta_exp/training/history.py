@@ -4,12 +4,13 @@ The line of a crash is cut, with what stands behind it, and where a run goes on 
 after it.
 """
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from meta_exp.files import naming, write_whole
+from meta_exp.files import LARGEST, naming, write_whole
 
 STEP, TASKS = "step", "tasks_seen"
 Row = dict[str, Any]
@@ -32,12 +33,13 @@ class History:
 def read_history(file: Path) -> list[Row]:
     """Return the rows of ``history.jsonl``, none where there is no such file."""
     rows: list[Row] = []
-    for line in file.read_bytes().splitlines() if file.exists() else ():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # cut short, or damaged
-            break
-        if not isinstance(row, dict) or not isinstance(row.get(STEP), int):
-            break
-        rows.append(row)
+    with file.open("rb") if file.is_file() else io.BytesIO() as stream:
+        while line := stream.readline(LARGEST):
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):  # cut short, or damaged
+                break
+            if not isinstance(row, dict) or not isinstance(row.get(STEP), int):
+                break
+            rows.append(row)
     return rows

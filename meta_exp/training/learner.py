@@ -342,7 +342,7 @@ class Learner(LightningModule):
 
         def finite(meta: Meta, support: Examples) -> Tensor:
             states = whole_path(algorithm, support, meta, algorithm.inner_steps)
-            return torch.stack([algorithm.network(params, support.x).isfinite().all() for params in states])
+            return torch.stack([algorithm.outputs(params, support.x).isfinite().all() for params in states])
 
         shared = Meta(None, None, None if noise is None else 0, None)  # type: ignore[arg-type]
         whole = vmap(finite, (shared, 0), chunk_size=self.gradient.at_once)(meta, batch.support).all(0).tolist()

@@ -5,6 +5,7 @@ it stands in the history beside it, and is written anew from there.
 """
 
 import csv
+import io
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from meta_exp.config.checks import one_line
-from meta_exp.files import replacing
+from meta_exp.files import read_bounded, replacing
 from meta_exp.training.history import STEP, read_history
 
 PREFIX = "validation/"
@@ -65,8 +66,9 @@ def read_curve(file: Path) -> dict[str, list[float]]:
         rows = _read(file) or _from_history(file)
         return {name: [float(row[name] or "nan") for row in rows] for name in ([STEP, *rows[0]] if rows else ())}
     except (ValueError, KeyError, TypeError, csv.Error) as error:
+        got = one_line(error).removeprefix(f"{file}: expected numbers by step, got ")
         remedy = "remove it: its rows stand in history.jsonl too"
-        raise ValueError(f"{file}: expected numbers by step, got {one_line(error)}; {remedy}") from error
+        raise ValueError(f"{file}: expected numbers by step, got {got}; {remedy}") from error
 
 
 def _write(file: Path, rows: list[Row]) -> None:
@@ -77,10 +79,7 @@ def _write(file: Path, rows: list[Row]) -> None:
 
 
 def _read(file: Path) -> list[Row]:
-    if not file.exists():
-        return []
-    with file.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+    return list(csv.DictReader(io.StringIO(read_bounded(file, "numbers by step").decode() if file.exists() else "")))
 
 
 def _from_history(file: Path) -> list[Row]:

@@ -23,6 +23,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from meta_exp.config.checks import one_line, require, shown
 from meta_exp.training.history import STEP, TASKS, History
+from meta_exp.training.panels import ACROSS, panels
 
 log = logging.getLogger(__name__)
 ITERATION = "trainer/global_step"
@@ -57,6 +58,7 @@ class Guarded(Logger):
         """Start with the resolved config and what the run has logged so far; its older local files are replaced."""
         for kind, patterns in MADE.items():
             if isinstance(self.logger, kind):
+                _remove_links(Path(config["run_dir"]), Path(self.logger.log_dir))
                 _use_own_folder(self.logger, config["run_dir"], config["run_name"])
                 _remove(Path(self.logger.log_dir), patterns)
         with warnings.catch_warnings():
@@ -111,10 +113,18 @@ def _use_own_folder(logger: Any, run_dir: str, run_name: str) -> None:
         logger._version = str(Path(given) / f"{run_name}-{sha256(str(run).encode()).hexdigest()[:HASH]}")
 
 
+def _remove_links(run: Path, folder: Path) -> None:
+    """Remove the links by which a ``folder`` below that of a ``run`` would lie elsewhere."""
+    run, folder = run.absolute(), folder.absolute()
+    for place in [folder, *folder.parents]:
+        if place.is_relative_to(run) and place != run and place.is_symlink():
+            place.unlink()
+
+
 def _remove(folder: Path, patterns: Sequence[str]) -> None:
     for pattern in patterns:
         for file in folder.glob(pattern):
-            if file.is_file() and not file.is_symlink():
+            if file.is_symlink() or file.is_file():  # of a link nothing but itself
                 file.unlink()
 
 
@@ -182,6 +192,10 @@ class TensorBoard(TensorBoardLogger):
 
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log ``metrics`` and the panels that runs are compared by."""
+        super().log_metrics({**panels(metrics), **metrics}, step)
 
     def log_pictures(self, files: Sequence[Path], step: int) -> None:
         """Log PNG files as images."""
@@ -274,7 +288,7 @@ class WandB(Logger):
             Path(self.run.dir).with_name(OWNER).write_text(owner)
         self.run.define_metric(ITERATION, hidden=True)
         self.run.define_metric(TASKS, hidden=True)
-        for part in ("train/*", "test/*", "pictures/*"):
+        for part in (f"{ACROSS}*", "train/*", "test/*", "pictures/*"):
             self.run.define_metric(part, step_metric=ITERATION)
         self.run.define_metric("validation/*", step_metric=ITERATION, summary="min")
         self.run.define_metric(f"validation/map/{HIGHER_IS_BETTER}*", step_metric=ITERATION, summary="max")
@@ -283,7 +297,7 @@ class WandB(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log ``metrics`` against the step, and where they tell the tasks seen, against those too."""
         by_tasks = {BY_TASKS + name: value for name, value in metrics.items() if name != TASKS and TASKS in metrics}
-        self.run.log({**metrics, **by_tasks, ITERATION: step})
+        self.run.log({**panels(metrics), **metrics, **by_tasks, ITERATION: step})
 
     def log_pictures(self, files: Sequence[Path], step: int) -> None:
         """Log PNG files as images."""

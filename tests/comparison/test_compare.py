@@ -49,8 +49,15 @@ def test_a_sweep_with_an_unfinished_run(sweep):
         assert len(scores) > 30
         assert {key: float(row[key]) for key in scores} == scores  # to the last digit
         assert row["seed"] == name[-1]
+    with (sweep / "summary.csv").open(newline="") as stream:
+        lines = [(line["choices.algorithm"], line["predictive"], line["over"]) for line in csv.DictReader(stream)]
+    rows = [("llama", "map"), ("llama", "sample"), ("llama", "linearized"), ("maml", "map")]
+    assert lines == [(*row, "2 seeds") for row in rows]
+    figures = re.findall(r"\$(\S+ \\pm \S+)\$", (sweep / "table.tex").read_text())
+    assert len(figures) >= 4 * 4
+    assert all(figure.replace(r"\pm", "±") in result.stdout for figure in figures)
     pictures = {str(path.relative_to(sweep / "pictures")) for path in (sweep / "pictures").rglob("*.png")}
-    assert {"steps_mse.png", "coverage_linearized.png", "learning.png", "tasks_1/fan.png"} <= pictures
+    assert {"steps_mse.png", "coverage_linearized.png", "learning.png", "tasks_maml_seed_0/fan.png"} <= pictures
     report = (sweep / "report.html").read_text()
     assert "maml_1" in report
     assert "expected" in report.split("Left out")[1][:500]
@@ -72,6 +79,8 @@ REFUSED = {
     ("empty",): "empty: expected a run's folder, or a folder of runs",
     ("sweep", "model=conv4"): "model=conv4: expected curvature.* \\(and 3 more runs\\)",
     ("sweep/maml_0", "test_tasks=1"): "test_tasks: expected a",
+    ("sweep/maml_0", "test_tasks=2147483648"): r"test_tasks: expected at most 1e\+07, got 2147483648",
+    ("sweep/maml_0", "conformal_tasks=2147483648"): r"conformal_tasks: expected at most 1e\+07",
     ("sweep/maml_0", "samples=0"): "samples: expected at least 1, got 0",
 }
 
@@ -241,7 +250,7 @@ def test_where_files_land(sweep, tmp_path):
     assert result.returncode == 0, result.stderr
     assert [path.name for path in place.iterdir()] == ["outputs"]
     [folder] = (place / "outputs" / "comparison").iterdir()
-    files = {"results.csv", "report.html", "pictures"}
+    files = {"results.csv", "summary.csv", "table.tex", "report.html", "pictures"}
     assert {path.name for path in folder.iterdir()} == files
     (place / "linked").symlink_to(sweep / "maml_0")  # the user's own
     result = commands.run("evaluate.py", place, "linked", "test_tasks=12", "output=~/mine", HOME=str(place))
@@ -279,19 +288,53 @@ def test_a_folder_that_cannot_be_read_is_named(sweep, monkeypatch, capsys):
     assert f"left out: {sweep / 'closed'}: " in capsys.readouterr().out
 
 
+def test_no_file_of_a_strangers_folder_is_waited_for_or_read_without_end(sweep, tmp_path):
+    """A pipe, a device and a file of gigabytes in the place of each file that is read."""
+    run = sweep / "maml_0"
+    both = tmp_path / "both"
+    shutil.copytree(sweep / "maml_1", both / "good")
+    harms = {
+        "pipe": os.mkfifo,
+        "device": lambda file: file.symlink_to("/dev/zero"),
+        "large": lambda file: (file.touch(), os.truncate(file, 2**33)),
+    }
+    read = ["config.yaml", "metrics.json", "best.ckpt", "calibration.json", "curves.csv", "overrides.yaml"]
+    for name in [*read, "history.jsonl", "prior_precision.json"]:
+        for harm, put in harms.items():
+            damaged = shutil.copytree(run, both / f"{name}-{harm}")
+            (damaged / name).unlink(missing_ok=True)
+            if name == "history.jsonl":  # is read where there is no curve
+                (damaged / "curves.csv").unlink()
+            put(damaged / name)
+    result = commands.run("evaluate.py", tmp_path, "both", "test_tasks=4", "samples=2")
+    assert "Traceback" not in result.stderr
+    left_out = {line.split(": ")[1] for line in result.stdout.splitlines() if line.startswith("left out: ")}
+    needed = ["config.yaml", "metrics.json", "best.ckpt", "curves.csv"]
+    assert left_out >= {f"both/{name}-{harm}" for name in needed for harm in harms}
+    assert "Memory" not in result.stdout
+    assert result.returncode == 1
+
+
+def test_a_run_that_cannot_be_written_is_not_calibrated(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda place, mode: Path(place) != sweep / "maml_0")
+    with pytest.raises(ValueError, match="maml_0: nothing can be written there; calibrate=true keeps there what it"):
+        comparison.compare([sweep / "maml_0"], ["calibrate=true"], output=str(tmp_path / "out"))
+
+
 def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_path):
     """Links and pipes in the place of every file that is written, folders that are links; names that type and clear."""
     stranger = shutil.copytree(sweep / "maml_0", tmp_path / "stranger")
     victim = tmp_path / "elsewhere"
     victim.mkdir()
     (victim / "start_file").write_text("mine")
-    for name in ("report.html", ".report.html.part", "results.csv.part", "pictures.part"):
+    for name in ("report.html", ".report.html.part", "results.csv.part", "pictures.part", "table.tex", "summary.csv"):
         (stranger / name).symlink_to(victim / "start_file")
     (stranger / "results.csv").symlink_to(victim / "new")
     (stranger / "pictures").mkdir()
     (stranger / "pictures" / "learning.png").symlink_to(victim / "start_file")
     (stranger / "pictures" / "learning.svg").hardlink_to(victim / "start_file")
-    (stranger / "pictures" / "tasks_1").symlink_to(victim)
+    tasks = stranger / "pictures" / "tasks_HYPERLINK_1_2J_on_sinusoid_seed_0"
+    tasks.symlink_to(victim)
     keys = {"=cmd|calc!A1": "=1+1", "zz\x1b[2J": "\x1b]0;owned\x07"}
     config = OmegaConf.load(stranger / "config.yaml")
     config.choices.algorithm = "=HYPERLINK(1)\x1b[2J"
@@ -313,7 +356,7 @@ def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_pa
     other = shutil.copytree(sweep / "maml_1", stranger.with_name("other\x1b[2J"))
     result = commands.run("evaluate.py", tmp_path, stranger)
     assert "Traceback" not in result.stderr, result.stderr
-    (stranger / "pictures" / "tasks_1").unlink()
+    tasks.unlink()
     both = tmp_path / "both"
     both.mkdir()
     stranger.rename(both / "stranger")

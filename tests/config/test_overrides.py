@@ -10,6 +10,8 @@ CONF = Path(__file__).parents[2] / "conf"
 SLIPS = {
     "name=a=b": r"""name=a=b: expected key=value in Hydra's grammar, got mismatched input '='.*quotes.*'name="a=b"'$""",
     "name='a b": r"""name='a b: expected key=value in Hydra's grammar, got .*'name="a b"'$""",
+    'name=a"b': r"""name=a"b: expected key=value in Hydra's grammar, got .*'name="a\\"b"'$""",
+    "seed = 5": r"seed = 5: expected key=value in Hydra's grammar, got .*; leave out the blanks: seed=5$",
     "model.widths=[4": r"model.widths=\[4: expected key=value in Hydra's grammar, .* a list is model.widths=\[a,b\]",
     "name=größe": "name=größe: expected key=value",
     "seed": "'seed': expected key=value, got no key or no value",

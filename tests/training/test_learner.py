@@ -1,11 +1,15 @@
 """The meta-gradient that the optimizer gets is that of the objective; bad numbers stop a run."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from meta_exp.runs.build import build
 from meta_exp.tasks.stream import draw_batch
+from meta_exp.training.learner import TRAINING
 
+REPO = Path(__file__).parents[2]
 TINY = ["trainer=smoke", "logger=none", "model.widths=[8,8]", "dataset.meta_batch=6"]
 
 
@@ -177,6 +181,15 @@ DIVERGES = {
     ),
     "algorithm.inner_lr=1000": r"step 0: .* inner loop diverges, in step \d+ of 20; .* a smaller algorithm\.inner_lr",
 }
+
+
+@pytest.mark.parametrize("algorithm", sorted(file.stem for file in (REPO / "conf/algorithm").glob("*.yaml")))
+def test_every_algorithm_can_be_asked_what_diverged(config, algorithm):
+    """Also one whose state is several networks, or a network with its deviations."""
+    run = build(config(*TINY, f"algorithm={algorithm}"))
+    learner, batch = run.learner, draw_batch(run.family, 0, "train", 0)
+    reason, _ = learner._what_diverged(batch, learner.path_noise(batch, (TRAINING, 0, 0)))
+    assert reason == "the inner loop is finite, what follows it is not"
 
 
 @pytest.mark.parametrize("override", DIVERGES)

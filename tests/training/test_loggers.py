@@ -118,6 +118,30 @@ def test_tensorboard_holds_scores_and_pictures(config):
     assert events.Tags()["images"] == ["pictures/fan"]
 
 
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_panels_to_compare_runs_by_come_first(config, tmp_path, logger):
+    """As curves and once at the end; dashboards sort sections by name."""
+    keys = ["algorithm=llama_predictive", "dataset.noise=0.3", f"logger={logger}"]
+    keys += [f"logger.wandb.save_dir={tmp_path}"] if logger == "wandb" else []
+    cfg = config(*TINY, *keys)
+    train(cfg)
+    if logger == "wandb":
+        (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+        logged = [[named(i) for i in r.history.item] for r in records(file) if r.HasField("history")]
+        counts = {name: sum(name in row for row in logged) for row in logged for name in row}
+    else:
+        event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        events = event_accumulator.EventAccumulator(str(Path(cfg.run_dir) / "tensorboard"))
+        events.Reload()
+        counts = {name: len(events.Scalars(name)) for name in events.Tags()["scalars"]}
+    ends = dict.fromkeys(("nll", "regret", "coverage_95", "mse"), 1)
+    curves = {f"validation_{name}": 2 for name in ("nll", "coverage_95", "mse")}
+    found = {name.removeprefix("across_runs/"): n for name, n in counts.items() if name.startswith("across_runs/")}
+    assert found == ends | curves
+    assert min(name for name in counts if "/" in name).startswith("across_runs/")
+    assert not any("by_tasks/across_runs" in name for name in counts)
+
+
 def files(folder):
     """All files below a folder; of wandb's own, which has links and a log of itself, what is to be synced."""
     return {
@@ -205,6 +229,25 @@ def test_a_logger_in_the_runs_folder_leaves_its_checkpoints(config):
     train(cfg)
     assert (folder / "best.ckpt").read_bytes() == weights
     assert (folder / "metrics.csv").read_text().count("\n") == scores.count("\n")
+
+
+@pytest.mark.parametrize("make", [lambda run: CSVLogger(run, "csv", version=""), lambda run: TensorBoard(str(run))])
+def test_a_logger_writes_through_no_link_of_the_runs_folder(tmp_path, make):
+    """As a stranger's folder may bring them: in place of the logger's folder, and of the files in it."""
+    run, victim = tmp_path / "run", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "start_file").write_text("mine")
+    folder = Path(make(run).log_dir)
+    run.mkdir()
+    folder.symlink_to(victim)
+    log_once(make, run, "run", 0.5)
+    assert not folder.is_symlink()
+    for file in list(folder.iterdir()):
+        file.unlink()
+        file.symlink_to(victim / "start_file")
+    log_once(make, run, "run", 0.5)
+    assert [(file.name, file.read_text()) for file in victim.iterdir()] == [("start_file", "mine")]
+    assert all(file.is_file() and not file.is_symlink() for file in folder.iterdir())
 
 
 def test_a_missing_key_is_said_and_not_asked_for(tmp_path, monkeypatch):
