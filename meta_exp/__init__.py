@@ -3,15 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meta_exp.comparison.listing import results as results
     from meta_exp.production.predictor import load as load
 
-__all__ = ["load"]
+__all__ = ["load", "results"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load`` when it is first asked for: the package itself stays light."""
+    """Import ``load`` and ``results`` when they are first asked for: the package itself stays light."""
     if name == "load":
         from meta_exp.production.predictor import load
 
         return load
+    if name == "results":
+        from meta_exp.comparison.listing import results
+
+        return results
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
