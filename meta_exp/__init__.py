@@ -3,13 +3,18 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meta_exp.production.fit import fit as fit
     from meta_exp.production.predictor import load as load
 
-__all__ = ["load"]
+__all__ = ["fit", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load`` when it is first asked for: the package itself stays light."""
+    """Import ``fit`` and ``load`` when they are first asked for: the package itself stays light."""
+    if name == "fit":
+        from meta_exp.production.fit import fit
+
+        return fit
     if name == "load":
         from meta_exp.production.predictor import load
 

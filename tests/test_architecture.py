@@ -24,7 +24,7 @@ BESIDE = {  # the rooms beside the stairs, and what they import
 MAY_ENTER = {  # and who imports them
     "config.schema": ["runs"],
     "config.overrides": ["runs", "commands"],
-    "cli": ["runs.sweep", "tasks.__main__", "commands"],
+    "cli": ["runs.sweep", "runs.fit", "tasks.__main__", "commands"],
 }
 APART = [("tasks", "models"), ("comparison", "production")]  # on one storey, and neither imports the other
 OUTSIDE = ["pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "matplotlib"]  # what the method does without

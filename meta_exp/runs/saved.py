@@ -49,7 +49,7 @@ ADDED: dict[str, dict[str, Any]] = {  # keys that earlier versions did not have,
 
 def snapshot(cfg: DictConfig) -> str:
     """Return the text of ``config.yaml`` for a resolved config; whom its user trusted is not its to say."""
-    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "trust"])
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("trust", "format")])
     return f"format: {FORMAT}\n" + OmegaConf.to_yaml(kept, resolve=True)
 
 
