@@ -3,14 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from meta_exp.comparison.listing import results as results
     from meta_exp.production.fit import fit as fit
     from meta_exp.production.predictor import load as load
 
-__all__ = ["fit", "load"]
+__all__ = ["fit", "load", "results"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``fit`` and ``load`` when they are first asked for: the package itself stays light."""
+    """Import ``fit``, ``load`` and ``results`` when they are first asked for: the package itself stays light."""
     if name == "fit":
         from meta_exp.production.fit import fit
 
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> Any:
         from meta_exp.production.predictor import load
 
         return load
+    if name == "results":
+        from meta_exp.comparison.listing import results
+
+        return results
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

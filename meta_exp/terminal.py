@@ -3,7 +3,6 @@ r"""Words that others chose, on the way to a terminal: names of files, labels, w
 A terminal obeys control characters: a folder's name could clear the screen, retitle the window or type. Whatever is not
 printable is shown as an escape instead, ``\x1b``.
 
-
 A terminal may also know few characters, or be gone: what it cannot show is shown as well as may be, and what nobody
 reads any more is dropped, for the work goes on.
 """
@@ -14,8 +13,13 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from typing import Any
+from math import floor, isfinite, log10, nan
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDEST = 1000  # characters of a table
 ALIKE = {"±": "+-", "…": "...", "→": "->"}  # for terminals that know ASCII alone
 
 
@@ -34,6 +38,106 @@ def cell(words: object) -> str:
     from rich.markup import escape
 
     return escape(plain(words))
+
+
+def duration(seconds: float) -> str:
+    """Return a time in one unit, as a person would say it."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"
+
+
+def plus_minus(mean: float, half: float = nan) -> str:
+    """Return a mean with the half width of its interval, with the digits that matter: two of the half width."""
+    if not isfinite(half):
+        return f"{mean:.4g}"
+    if not 1e-4 <= max(abs(mean), half) < 1e5 or not half:
+        return f"{mean:.3g} ± {half:.2g}"
+    places = min(max(1 - floor(log10(half)), 0), 6)
+    return f"{mean:.{places}f} ± {half:.{places}f}"
+
+
+def fitted(table: "Table", labels: int, width: int) -> "list[Table]":
+    """Return ``table`` as tables that fit ``width``, one below the other, each with the first ``labels`` columns.
+
+    Where these and one more column do not fit, that table is wider: a figure cut in two is worse.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    def part(columns: list[int]) -> Table:
+        title = table.title if not found else None
+        shown = Table(title=title, title_justify=table.title_justify, show_lines=table.show_lines)
+        for place in columns:
+            column = table.columns[place]
+            label: Any = {"max_width": max(3 * width // 5 // labels, 8), "overflow": "fold"}
+            limits = label if place < labels else {"no_wrap": True}
+            shown.add_column(column.header, justify=column.justify, **limits)
+        for row in zip(*(table.columns[place].cells for place in columns), strict=True):
+            shown.add_row(*row)
+        return shown
+
+    def fits(columns: list[int]) -> bool:
+        untitled = part(columns)
+        untitled.title = None
+        return wide.measure(untitled).maximum <= width
+
+    wide = Console(width=WIDEST)
+    found: list[Table] = []
+    front, here = list(range(labels)), list[int]()
+    for place in range(labels, len(table.columns)):
+        if here and not fits([*front, *here, place]):
+            found.append(part([*front, *here]))
+            here = []
+        here.append(place)
+    return [*found, part([*front, *here])]
+
+
+def print_fitted(table: "Table", labels: int) -> None:
+    """Print ``table`` in the width of the terminal, as ``fitted`` does."""
+    from rich.console import Console
+
+    console = Console()
+    for shown in fitted(table, labels, console.width):
+        width = max(console.width, Console(width=WIDEST).measure(shown).minimum)
+        Console(width=width).print(shown, crop=False)
+
+
+class Screen(logging.StreamHandler):
+    """Lines of a log on the standard output as it is by then, above the bar that is drawn there, if any.
+
+    Attributes:
+        console: on which a bar is drawn.
+        run: the name of the run, where several speak.
+        alone: whether no other process speaks on the same terminal; bars would be drawn over each other.
+    """
+
+    console: Any = None
+    run = ""
+    alone = True
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        """The standard output."""
+        return sys.stdout
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines, each with the run's name in front."""
+        lines = super().format(record).split("\n")
+        return "\n".join(f"[{plain(self.run)}] {line}" if self.run else line for line in lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, unless it is for the file alone."""
+        if getattr(record, "minor", False):
+            return
+        if self.console is None:
+            super().emit(record)
+        else:
+            from rich.text import Text
+
+            self.console.print(Text(self.format(record)), soft_wrap=True)
 
 
 class PlainFormatter(logging.Formatter):

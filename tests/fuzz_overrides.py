@@ -58,7 +58,7 @@ WORDS = ["../x", "/", "a b", "5", "x" * 300, "'a\nb'", "~", "$HOME"]
 OPTIONAL = (  # keys that null is a value of
     "num_tasks evaluation_steps hyper_lr calibrate chunk_size algorithm.eta curvature.probes trainer.gradient_clip_val "
     "trainer.gradient_clip_algorithm callbacks.last.every_n_steps callbacks.last.every_minutes logger.wandb.entity "
-    "logger.csv.name logger.csv.version run_name optimizer.fused experiment"
+    "logger.csv.name logger.csv.version run_name run_title optimizer.fused experiment logger.wandb.name"
 ).split()
 FROM_ZERO = (  # and 0
     "seed split_seed warmup final eta noise every_minutes momentum algorithm.inner_steps x_range level edge slope "
@@ -68,8 +68,8 @@ NEGATIVE = ["trainer.devices", "logger.csv.version"]  # -1: all
 LISTS = ["model.widths", "predictives", "trainer.devices", "logger.wandb.tags"]
 WORDY = (  # keys whose value is a word of the user's
     "name logger.wandb.project logger.wandb.save_dir logger.wandb.id logger.wandb.group logger.wandb.job_type "
-    "logger.wandb.entity logger.csv.save_dir logger.csv.name logger.csv.version logger.tensorboard.save_dir "
-    "dataset.root trust"
+    "logger.wandb.entity logger.wandb.tags logger.csv.save_dir logger.csv.name logger.csv.version "
+    "logger.tensorboard.save_dir dataset.root trust run_title logger.wandb.name"
 ).split()
 SECONDS, BYTES = 60, 12 * 2**30  # of CPU time; of addresses
 PATIENCE_S, STEP_S = 240.0, 0.1  # without this much CPU time it hangs
@@ -401,7 +401,7 @@ def _senseless(case: Case, outcome: Outcome) -> str | None:
         if value.startswith("["):
             if not (isinstance(default, list) or among(LISTS)):
                 return "a list is accepted"
-            if "nan" in value or "null" in value or "99999" in value or "1e30" in value:
+            if not among(WORDY) and any(number in value for number in ("nan", "null", "99999", "1e30")):
                 return f"{value} is accepted"
             continue
         if numeric or (default is None and value in NUMBERS):

@@ -97,9 +97,12 @@ def test_same_command_again_skips_retries_and_sums_up(tmp_path):
     first, again = typed(tmp_path, *sweep), typed(tmp_path, *sweep)
     for result, state in ((first, "done"), (again, "skipped")):
         assert result.returncode == 1, result.stderr
-        table = [line for line in result.stdout.splitlines() if line.startswith("│ algorithm-maml__optimizer.lr-")]
+        table = [line for line in result.stdout.splitlines() if line.startswith("│ ")]
+        assert [line.split("│")[1].strip() for line in table] == ["1e+30", "0.001"], "columns by what differs"
         assert [line.split("│")[2].strip() for line in table] == ["failed", state]  # all others run
-        assert "objective is nan" in table[0]
+        assert "all runs: algorithm=maml trainer=smoke" in result.stdout
+        assert "failed: lr 1e+30: step " in result.stdout.split("│")[-1]
+        assert "objective is nan" in result.stdout.split("│")[-1]
         assert "sweep: 0 of 2 done, 1 running, 0 failed" in result.stdout
     folders = sorted((tmp_path / "outputs" / "sinusoid_sweep").glob("*/"))
     assert [(folder / "metrics.json").exists() for folder in folders] == [True, False]
@@ -107,7 +110,7 @@ def test_same_command_again_skips_retries_and_sums_up(tmp_path):
     assert "finished already, skipped" in again.stdout
     with FileLock(folders[0] / ".lock"):
         beside = train(tmp_path, *sweep)
-    assert "failed │                 │ expected no other process at this run, got one" in beside.stdout
+    assert "failed: lr 0.001: expected no other process at this run, got one" in beside.stdout
 
 
 def test_one_config_and_one_writer_a_folder(tmp_path):
@@ -124,6 +127,11 @@ def test_one_config_and_one_writer_a_folder(tmp_path):
     assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()} == files
 
 
+def logged(run: Path) -> str:
+    file = run / "train.log"
+    return file.read_text() if file.exists() else ""
+
+
 def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path):
     single = [*SMOKE, "trainer.max_steps=1500", "trainer.val_check_interval=20", "logger=none", "hydra.run.dir=run"]
     single += ["model.widths=[4]", "dataset.meta_batch=2", "compile=false"]
@@ -132,10 +140,16 @@ def test_a_signal_saves_and_ends_and_the_same_command_continues(tmp_path):
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)):
         goal = 20 * (step // 20 + 1)
         with commands.begun(command, tmp_path) as process:
-            commands.wait_for(lambda words=f"step {goal} of": words in process.stdout, f"step {goal}", process)
+            # of the validations the screen has a tenth
+            commands.wait_for(
+                lambda words=f"step {goal} of": words in logged(tmp_path / "run"), f"step {goal}", process
+            )
             process.send(number)
             assert process.wait() == code
             assert step == 0 or f"continued from step {step} of 1500\n" in process.stdout
+            words = [*(word for word in single if not word.startswith("hydra.")), "hydra.run.dir=run"]
+            said = f"to go on: {shlex.join(['uv', 'run', 'train.py', *words])}"
+            assert number == signal.SIGKILL or process.stdout.splitlines()[-1] == said
         if number != signal.SIGKILL:
             step = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"]
             assert goal <= step < 1500
@@ -175,8 +189,8 @@ runpy.run_path({script!r}, run_name="__main__")
     ("number", "place", "said"),
     [
         ("SIGINT", "train.print_table", "the run is done"),
-        ("SIGTERM", "pictures.draw_or_warn", "the training is done; the same command goes on with its test"),
-        ("SIGINT", "train.score_tasks", "the training is done; the same command goes on with its test"),
+        ("SIGTERM", "pictures.draw_or_warn", "to go on with its test"),
+        ("SIGINT", "train.score_tasks", "to go on with its test"),
     ],
 )
 def test_a_signal_after_the_training_says_what_is_done(tmp_path, number, place, said):
@@ -185,7 +199,9 @@ def test_a_signal_after_the_training_says_what_is_done(tmp_path, number, place, 
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     done = commands.finished([sys.executable, "-c", script], tmp_path, variables)
     assert done.returncode == 128 + getattr(signal, number)
-    assert done.stdout.splitlines()[-1].startswith(f"{said}: {tmp_path / 'run'}")
+    place = str(tmp_path / "run") if "the run" in said else "uv run train.py "
+    assert done.stdout.splitlines()[-1].startswith(f"{said}: {place}")
+    assert done.stdout.splitlines()[-1].endswith(" hydra.run.dir=run") == ("the run" not in said)
     assert done.stderr.splitlines()[-1] == f"ended by {number}"
     assert (tmp_path / "run" / "metrics.json").exists() == ("the run" in said)
 
@@ -328,6 +344,7 @@ def test_data_refused_before_training(tmp_path, omniglot_root, override):
     result = train(tmp_path, "dataset=omniglot", "algorithm=maml", "trainer=smoke", "logger=none", override)
     assert result.returncode == 1
     assert DATA_REFUSED[override] in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "outputs").exists(), "nothing is left of what never began"
     assert "validation loss" not in result.stdout
 
 

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from meta_exp.terminal import PlainFormatter, cell, plain
+from meta_exp.terminal import PlainFormatter, Screen, cell, duration, fitted, plain, plus_minus
 
 HOSTILE = [
     "\x1b[2J",
@@ -108,3 +108,40 @@ def test_what_nobody_reads_or_can_show_ends_no_work(tmp_path, shell):
     if "ascii" in shell:
         assert "1.0 +- 0.5" in result.stdout
         assert "\\u6f22 ->" in result.stdout
+
+
+def test_numbers_have_the_digits_that_matter():
+    said = {(0.97312, 0.00678): "0.9731 ± 0.0068", (1.5123, 2.0488): "1.5 ± 2.0", (123.4, 56.7): "123 ± 57"}
+    said |= {(2e-7, 1e-8): "2e-07 ± 1e-08", (0.5, 0.0): "0.5 ± 0", (3.14159, float("nan")): "3.142"}
+    assert {pair: plus_minus(*pair) for pair in said} == said
+    assert [duration(s) for s in (12, 90, 5400)] == ["12 s", "2 min", "1.5 h"]
+
+
+@pytest.mark.parametrize("width", [40, 80, 300])
+def test_a_table_too_wide_becomes_several_that_fit(width):
+    table = Table(*(f"column {n}" for n in range(9)), title="of nine")
+    table.add_row("a label that is longer than there is room for", *(f"0.{n}234 ± 0.5" for n in range(1, 9)))
+    stream = io.StringIO()
+    parts = fitted(table, 1, width)
+    for part in parts:
+        Console(file=stream, width=width).print(part)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert all(f"0.{n}234 ± 0.5" in stream.getvalue() for n in range(1, 9)), "no figure is cut"
+    assert len(parts) == {40: 8, 80: 3, 300: 1}[width] or 1 < len(parts) < 9
+    assert stream.getvalue().count("of nine") == 1
+
+
+def test_lines_of_a_log_stand_above_a_bar_and_bear_the_runs_name(monkeypatch, capsys):
+    screen = Screen()
+    record = logging.LogRecord("a", 20, "f.py", 1, "one\n[two] :x:", (), None)
+    screen.emit(record)
+    assert capsys.readouterr().out == "one\n[two] :x:\n"
+    stream = io.StringIO()
+    monkeypatch.setattr(Screen, "console", Console(file=stream, width=20))
+    monkeypatch.setattr(Screen, "run", "maml, seed 0")
+    screen.emit(record)
+    assert stream.getvalue() == "[maml, seed 0] one\n[maml, seed 0] [two] :x:\n"
+    record.minor = True
+    screen.emit(record)
+    assert stream.getvalue().count("one") == 1, "what is for the file alone"

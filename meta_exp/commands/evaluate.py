@@ -16,6 +16,10 @@ Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
 Written are results.csv, summary.csv, table.tex, report.html and pictures/: into the run's or sweep's folder, with other
 settings into evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER.
 
+See which runs there are, and how they stand and score; nothing is computed:
+  {TYPED} list                                  below outputs/, newest first
+  {TYPED} list outputs/sinusoid_sweep sort=test/linearized/nll algorithm=llama seed=0 state=finished
+
 Give an older run what today's are served with, fitted values and conformal thresholds, from now on:
   {TYPED} RUN calibrate=true
 
@@ -35,16 +39,24 @@ Keys of the run's config, in Hydra's grammar:
   likelihood.sigma_noise
 and trust=[my_package], modules of your own whose classes the run's config may name
 """
+LIST = "list"  # as the first word; a folder of that name is ./list
 NEW_TASK = ("support", "query", "kind")
 
 
 def command() -> None:
     """Sort the arguments; the imports stand here so that --help answers at once."""
     parser = argparse.ArgumentParser(
-        usage=f"{TYPED} RUN... [key=value ...]", epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
+        usage=f"{TYPED} RUN... [key=value ...]\n       {TYPED} list [FOLDER] [sort=SCORE] [key=value ...]",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("arguments", nargs="*", metavar="RUN or key=value", help="a run's folder, or a setting")
     arguments = parser.parse_args().arguments
+    if arguments[:1] == [LIST]:
+        from meta_exp.comparison import listing
+
+        listing.show(arguments[1:])
+        return
     folders = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     require(bool(folders), "evaluate", "a run's folder", "none", "see --help")
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_dir()]

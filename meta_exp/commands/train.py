@@ -2,9 +2,11 @@
 
 import logging
 import sys
+from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from meta_exp import cli
@@ -17,7 +19,7 @@ from meta_exp.runs import names  # noqa: F401 - Hydra asks names for the folders
 def main(cfg: DictConfig) -> float:
     """Run ``cfg`` in its folder; the imports stand here so that --help answers at once."""
     with cli.quick_imports():
-        from meta_exp.runs.folder import Refused
+        from meta_exp.runs.folder import Refused, remove_unbegun
         from meta_exp.runs.train import train
 
     try:
@@ -25,7 +27,8 @@ def main(cfg: DictConfig) -> float:
     except Refused:  # the folder, with its log, is not ours
         raise
     except Exception:
-        logging.getLogger("meta_exp.failure").exception("the run failed")
+        if not remove_unbegun(Path(HydraConfig.get().runtime.output_dir)):
+            logging.getLogger("meta_exp.failure").exception("the run failed")
         raise
 
 

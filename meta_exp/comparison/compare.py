@@ -56,7 +56,7 @@ from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
 from meta_exp.runs.test_set import describe_failed, score_tasks
 from meta_exp.scoring.metrics import failed_tasks
-from meta_exp.terminal import cell, plain
+from meta_exp.terminal import cell, plain, print_fitted
 from meta_exp.training.data import CONFORMAL_TASKS, EvaluationBatches, fresh_batches
 from meta_exp.training.learning_curve import read_curve
 from meta_exp.training.precision import set_precision
@@ -64,7 +64,6 @@ from meta_exp.training.precision import set_precision
 MARKS = ("config.yaml", "train.log", "metrics.json")  # any of them makes a folder a run's
 COMPARISONS = Path("outputs", "comparison")  # of several runs or sweeps
 EVALUATED = "evaluated"  # in the folder of a run or sweep: results of other settings
-WIDEST = 1000  # characters
 REASON = 500  # characters of it: a damaged file may hold anything
 
 
@@ -95,10 +94,9 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
     pairs = list(differences(configurations))
     settings = _settings(overrides)
     console = Console()
-    for shown in [table(configurations, settings), *([difference_table(pairs)] if pairs else [])]:
-        # as wide as it is, in a narrow window too: a figure cut in two is worse than a long line
-        width = Console(width=WIDEST).measure(shown).maximum
-        Console(width=max(console.width, width)).print(shown, crop=False)
+    print_fitted(table(configurations, settings), len(configurations[0].label) + 1)
+    if pairs:
+        print_fitted(difference_table(pairs), 2)
 
     def say(words: str) -> None:
         console.print(plain(words), markup=False, highlight=False, soft_wrap=True)

@@ -24,10 +24,12 @@ from meta_exp.config.keys import Keys, is_identity, within
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
+from meta_exp.runs import names
 from meta_exp.runs.test_set import half_width, mean_and_half_width, summarize
 from meta_exp.scoring.metrics import defined
 from meta_exp.scoring.task import Scores
 from meta_exp.scoring.yardstick import BAYES
+from meta_exp.terminal import plus_minus
 
 TITLES = {  # of the scores of a predictive, in the order of a table
     "accuracy": "accuracy",
@@ -59,7 +61,7 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         """Mean and half width, with the digits that matter."""
-        return f"{self.mean:.4f}" + (f" ± {self.half:.4f}" if self.half == self.half else "")
+        return plus_minus(self.mean, self.half)
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ def describe(label: Keys) -> str:
 
 def heading(key: str) -> str:
     """Return a key as a heading, short and as people call it."""
-    return {"curvature.prior_precision": "tau"}.get(key, key.rpartition(".")[2])
+    return names.short(key)
 
 
 def _paired(pairs: list[tuple[Result, Result]], score: str, other: str) -> Estimate | None:

@@ -14,8 +14,9 @@ KEPT = ("dataset.root", "dataset.download")
 SERVED = ("calibrate", "conformal_tasks", "tune_prior_precision")  # how a trained run is served
 SCORED = ("test_tasks", "samples", "predictives")  # what is computed once it is trained
 VALIDATED = ("evaluation_steps",)  # and what its validation goes by too, so that it may change when that is over
-PLACED = ("run_dir", "run_name")  # set by the folder
-NOT_IN_NAME = ("experiment", "trust", *COMPUTED, *WATCHED, *KEPT)  # the sweep's folder bears the experiment's name
+PLACED = ("run_dir", "run_name", "run_title")  # set by the folder
+# of the folder, and the sweep's bears the experiment's name
+NOT_IN_NAME = ("experiment", "trust", "run_title", *COMPUTED, *WATCHED, *KEPT)
 MEASURED = tuple(f"dataset.{key}" for key in ("mean", "std", "x_mean", "x_std", "y_mean", "y_std"))  # by its data
 MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *SCORED, *PLACED)  # when a run goes on
 NOT_COMPARED = (

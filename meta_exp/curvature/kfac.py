@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from meta_exp.adaptation import Params
-from meta_exp.config.checks import require
+from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature.base import Curvature
 from meta_exp.curvature.layerwise import DiagonalPrecision, LayerPrecision, LayerwisePosterior
 from meta_exp.curvature.layerwise_mode import LayerwiseModePosterior
@@ -42,6 +42,7 @@ from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import Affine
 from meta_exp.tasks.episode import Examples
 
+PROBES = 10**4  # at most
 TABLE = 65521  # signs; a prime, so that offsets of tasks on a grid spread
 
 
@@ -131,6 +132,7 @@ class KFAC(Curvature):
         seed: int = 0,
     ) -> None:
         require(probes is None or probes >= 1, "curvature.probes", "null or at least 1", probes)
+        require_at_most(PROBES, "curvature.probes", probes or 0)
         require(seed >= 0, "curvature.seed", "an integer >= 0", seed)
         super().__init__(Taps(model, input_shape, layers_with_parameters(model)), prior_precision, learned)
         self.probes = probes

@@ -25,11 +25,12 @@ from meta_exp.config.checks import one_line, require, shown
 from meta_exp.config.keys import flatten, within
 from meta_exp.config.schema import TARGET, constructor, from_keys, take
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_unfit
-from meta_exp.runs.names import run_name
+from meta_exp.runs.names import LONGEST_ID, run_name, title
 from meta_exp.runs.trust import MODULES, refuse_unsafe, trusted_modules
 from meta_exp.tasks import fitness
 from meta_exp.tasks.measured import Measured
 from meta_exp.tasks.stream import TaskFamily, draw_tasks
+from meta_exp.terminal import Screen, plain
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best, Last
 from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
@@ -99,6 +100,8 @@ def resolve(cfg: DictConfig) -> DictConfig:
     _refuse_dangling(cfg)
     _refuse_chosen(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
+    if cfg.get("run_title") is None:
+        cfg.run_title = _title(cfg)
     trust = trusted_modules(cfg.get("trust"))
     refuse_unsafe(OmegaConf.to_container(cfg, resolve=True), trust)
     _take_own_classes(cfg, trust)
@@ -114,6 +117,18 @@ def resolve(cfg: DictConfig) -> DictConfig:
         structure: Any = _part(cfg, "curvature").func
         cfg.algorithm.eta = structure.default_eta
     return cfg
+
+
+def _title(cfg: DictConfig) -> str | None:
+    """Return what tells the run from others: in a sweep what differs there, else the overrides; None without a command.
+
+    W&B takes no more than it can show.
+    """
+    if Screen.run:
+        return Screen.run[:LONGEST_ID]
+    if not HydraConfig.initialized():
+        return None
+    return plain(title(HydraConfig.get().overrides.task, algorithm=str(cfg.choices.algorithm)))[:LONGEST_ID]
 
 
 def _take_own_classes(cfg: DictConfig, trust: Sequence[str]) -> None:

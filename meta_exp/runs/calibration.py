@@ -93,8 +93,8 @@ class Calibration:
         return calibration
 
     def describe(self) -> str:
-        """Return the NLLs and values in words."""
-        return "; ".join(self._words(kind) for kind in self.values)
+        """Return the NLLs and values in words, a line for each predictive."""
+        return "\n".join(f"  {self._words(kind)}" for kind in self.values)
 
     def _words(self, kind: str) -> str:
         fitted = "".join(f", {SHORT.get(name, name)} {value:.4g}" for name, value in self.values[kind].items())

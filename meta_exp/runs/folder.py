@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,25 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def remove_unbegun(folder: Path) -> bool:
+    """Remove the folder of a run that came to nothing before it began, and say whether that was so.
+
+    What it holds then is its log and its lock; folders above it, from outputs/ on, go with it where nothing else is in
+    them.
+    """
+    if not folder.is_dir() or {file.name for file in folder.iterdir()} - {".lock", "train.log"}:
+        return False
+    for file in folder.iterdir():
+        file.unlink()
+    with suppress(OSError):
+        folder.rmdir()
+        for place in folder.parents:
+            if "outputs" not in place.parts:
+                break
+            place.rmdir()
+    return True
 
 
 def refuse_other_config(folder: Path, text: str, trained: bool = False) -> list[str]:

@@ -51,6 +51,31 @@ def run_name(folder: Path) -> str:
     return _legal(name, plain, LONGEST_ID, "/".join(below if inside else parts))
 
 
+def varying_keys(overrides: Sequence[str]) -> list[str]:
+    """Return the keys of a sweep's ``overrides`` that take several values, in their order; a later override wins."""
+    parsed = {o.get_key_element().lstrip("+"): o for o in OverridesParser.create().parse_overrides(list(overrides))}
+    return [key for key, override in parsed.items() if override.is_sweep_override()]
+
+
+def title(overrides: Sequence[str], keys: Sequence[str] | None = None, algorithm: str = "") -> str:
+    """Return a run's name for people: what its ``overrides`` of ``keys``, or else of all, say; ``maml, seed 0``.
+
+    ``algorithm`` stands in where they do not choose one.
+    """
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = {o.get_key_element().lstrip("+~"): "" if o.is_delete() else o.get_value_element_as_str() for o in parsed}
+    values = {key: value for key, value in values.items() if not within(key, (*NOT_IN_NAME, "name"))}
+    values = {"algorithm": algorithm, **values}
+    keys = list(values) if keys is None else keys
+    named = [(key, values[key]) for key in keys if values.get(key)]
+    return ", ".join(value if key == "algorithm" else f"{short(key)} {value}" for key, value in named)
+
+
+def short(key: str) -> str:
+    """Return a dotted key as people call it."""
+    return {"curvature.prior_precision": "tau"}.get(key, key.rpartition(".")[2])
+
+
 def _legal(name: str, plain: bool, longest: int, identity: str) -> str:
     """Return ``name`` if it is plain and short, else cleaned and cut, with a hash of ``identity``."""
     if plain and len(name) <= longest:

@@ -82,6 +82,13 @@ def read_overrides(folder: Path) -> list[str]:
     return list(map(str, words))
 
 
+def read_plain(file: Path, expected: str) -> dict[str, Any]:
+    """Return the mapping of a YAML file that may come from a stranger, nothing in it looked up; see ``_load``."""
+    found = _load(file, expected)
+    require(isinstance(found, DictConfig), str(file), expected, "another structure")
+    return dict(OmegaConf.to_container(found, resolve=False))  # type: ignore[arg-type]
+
+
 def _load(file: Path, expected: str) -> DictConfig | ListConfig:
     """Load a YAML file that may come from a stranger, as plain values; raises ValueError for any other.
 

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from math import inf
@@ -37,8 +38,8 @@ from omegaconf import DictConfig, OmegaConf
 from meta_exp import cli
 from meta_exp.config.checks import one_line
 from meta_exp.files import write_json
-from meta_exp.runs import names  # noqa: F401 - a worker that unpickles the callback needs the names of folders
-from meta_exp.terminal import cell, plain
+from meta_exp.runs import names
+from meta_exp.terminal import Screen, cell, duration, plain, print_fitted
 
 POLL_S = 1.0
 LINE_S = 60.0  # at most between two lines while jobs run
@@ -53,6 +54,7 @@ class SweepReport(Callback):
 
     def __init__(self) -> None:
         self.board: Path | None = None
+        self.keys: Sequence[str] = ()  # in which the jobs differ
         self.process: int | None = None  # of the command
         self._watch: Watch | None = None
 
@@ -70,7 +72,8 @@ class SweepReport(Callback):
                 _remove_if_left(board)
             board = sweep / name
             board.mkdir(parents=True)
-            self._watch = Watch(board, count_jobs(config))
+            self.keys = names.varying_keys(_sweep_overrides(config))
+            self._watch = Watch(board, count_jobs(config), self.keys)
         except Exception as error:
             _say_failed(error)
             return
@@ -79,7 +82,9 @@ class SweepReport(Callback):
         self._watch.start()
 
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
-        """Say that a job runs."""
+        """Say that a job runs; its lines bear its name from now on."""
+        Screen.run = names.title(config.hydra.overrides.task, self.keys)
+        Screen.alone = os.getpid() == self.process
         if self.board is not None and self.board.exists():
             _post(self.board, config, {"state": "running"})
         if os.getppid() == self.process:
@@ -109,10 +114,13 @@ class SweepReport(Callback):
 
 
 class Watch:
-    """Reads the board of a sweep of ``total`` jobs, None where that is unknown, and prints how the sweep stands."""
+    """Reads the board of a sweep of ``total`` jobs, None where that is unknown, and prints how the sweep stands.
 
-    def __init__(self, board: Path, total: int | None) -> None:
-        self.board, self.total = board, total
+    ``keys`` are those in which the jobs differ.
+    """
+
+    def __init__(self, board: Path, total: int | None, keys: Sequence[str] = ()) -> None:
+        self.board, self.total, self.keys = board, total, keys
         self.began = time.monotonic()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -137,7 +145,7 @@ class Watch:
             shutil.rmtree(self.board, ignore_errors=True)
             self.empty = not jobs
             if jobs:
-                _print_table(jobs)
+                _print_table(jobs, self.keys)
         except Exception as error:
             _say_failed(error)
         return self.fine
@@ -153,7 +161,7 @@ class Watch:
         text = f"sweep: {count['done'] + count['skipped']}{of} done{skipped}, {count['running']} running"
         text += f", {count['failed']} failed"
         left = (self.total or 0) - ended - count["skipped"]
-        return text + (f", about {_duration(elapsed / ended * left)} left" if ended and left > 0 else "")
+        return text + (f", about {duration(elapsed / ended * left)} left" if ended and left > 0 else "")
 
     def _run(self) -> None:
         said: list[str] = []
@@ -180,13 +188,19 @@ def count_jobs(config: DictConfig) -> int | None:
     sweeper = config.hydra.sweeper
     if not str(sweeper._target_).endswith("BasicSweeper"):
         return OmegaConf.select(sweeper, "n_trials")
-    arguments = [f"{key}={value}" for key, value in (sweeper.params or {}).items()] + list(config.hydra.overrides.task)
+    arguments = _sweep_overrides(config)
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())  # globs are of its options
     try:
         batches = BasicSweeper.split_arguments(parser.parse_overrides(arguments), None)
     except HydraException:  # the sweeper says it, as the error that it is
         return None
     return sum(len(batch) for batch in batches)
+
+
+def _sweep_overrides(config: DictConfig) -> list[str]:
+    """Return a sweep's overrides, those of an experiment in front."""
+    params = config.hydra.sweeper.get("params") or {}
+    return [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
 
 
 def _say_failed(error: Exception) -> None:
@@ -196,24 +210,31 @@ def _say_failed(error: Exception) -> None:
         print(f"sweep: the report failed ({reason}); the runs' folders have all", file=sys.stderr, flush=True)
 
 
-def _print_table(jobs: list[Job]) -> None:
-    from rich.console import Console
+def _print_table(jobs: list[Job], keys: Sequence[str]) -> None:
+    """Print how the jobs ended: columns by what differs; what all share, and why some failed, in lines of their own."""
     from rich.table import Table
 
-    table = Table("run", "state", "validation loss", "test", "training, s", title_justify="left")
-    for job in jobs:
-        folder = Path(job["folder"])
-        metrics = _read(folder / "metrics.json") if job["state"] in FINE else {}
-        score = next((name for name in ("accuracy", "mse") if f"test/map/{name}" in metrics), None)
-        reason = shorten(job.get("reason", "").removeprefix(f"{folder}: "), REASON, placeholder=" ...")
-        test = f"{score} {metrics[f'test/map/{score}']:.4g}" if score else reason
+    overrides = [dict(word.partition("=")[::2] for word in job.get("overrides", [])) for job in jobs]
+    same = [key for key in overrides[0] if key not in keys and len({words.get(key) for words in overrides}) == 1]
+    if same:
+        print(plain("all runs: " + " ".join(f"{key}={overrides[0][key]}" for key in same)))
+    results = [_read(Path(job["folder"]) / "metrics.json") if job["state"] in FINE else {} for job in jobs]
+    score = next((s for s in ("accuracy", "mse") if any(f"test/map/{s}" in found for found in results)), None)
+    scores = {"validation loss": "validation/loss"} | ({f"test {score}": f"test/map/{score}"} if score else {})
+    labels = [names.short(key) for key in keys] or ["run"]
+    table = Table(*map(cell, labels), "state", *scores, "training", title_justify="left")
+    for job, words, found in zip(jobs, overrides, results, strict=True):
         state = "interrupted" if job["state"] == "running" else job["state"]
-        loss, seconds = metrics.get("validation/loss"), metrics.get("time/train_s")
-        cells = [folder.name, state, "" if loss is None else f"{loss:.4g}", test]
-        table.add_row(*map(cell, cells), "" if seconds is None else f"{seconds:.0f}")
-    console = Console()
-    width = Console(width=1000).measure(table).maximum
-    Console(width=max(console.width, width)).print(table, crop=False)
+        name = [words.get(key, "") for key in keys] or [Path(job["folder"]).name]
+        numbers = ["" if (value := found.get(key)) is None else f"{value:.4g}" for key in scores.values()]
+        seconds = found.get("time/train_s")
+        table.add_row(*map(cell, [*name, state]), *numbers, "" if seconds is None else duration(seconds))
+    print_fitted(table, len(labels))
+    for job in jobs:
+        if reason := job.get("reason"):
+            folder = Path(job["folder"])
+            reason = shorten(reason.removeprefix(f"{folder}: "), REASON, placeholder=" ...")
+            print(plain(f"failed: {names.title(job.get('overrides', []), keys) or folder.name}: {reason}"))
 
 
 @cache
@@ -246,7 +267,8 @@ def _place(board: Path, config: DictConfig) -> Path:
 
 
 def _post(board: Path, config: DictConfig, job: Job) -> None:
-    write_json(_place(board, config), {"folder": str(config.hydra.runtime.output_dir), **job})
+    told = {"folder": str(config.hydra.runtime.output_dir), "overrides": list(config.hydra.overrides.task)}
+    write_json(_place(board, config), {**told, **job})
 
 
 def _read(file: Path) -> Job:
@@ -254,8 +276,3 @@ def _read(file: Path) -> Job:
         return dict(json.loads(file.read_text()))
     except (OSError, ValueError, TypeError):
         return {}
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.0f} min" if minutes >= 1 else f"{seconds:.0f} s"

@@ -10,6 +10,7 @@ metrics.json   the result, written whole and last: its presence means that the r
 
 import logging
 import os
+import shlex
 from contextlib import nullcontext
 from math import inf
 from pathlib import Path
@@ -18,13 +19,14 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from meta_exp import terminal
 from meta_exp.algorithms import LLAMA, LLAMAPredictive
 from meta_exp.files import read_json, write_json, write_whole
+from meta_exp.installation import typed
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
 from meta_exp.runs.calibration import CALIBRATION, Calibration, calibrate
@@ -34,6 +36,9 @@ from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import describe_failed, score_tasks, summarize
 from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.scoring.yardstick import BAYES
+from meta_exp.tasks.stream import draw_tasks
+from meta_exp.terminal import Screen, plus_minus
+from meta_exp.terminal import cell as escaped
 from meta_exp.training.allocator import keep_freed_memory
 from meta_exp.training.checkpoints import read_checkpoint
 from meta_exp.training.data import fresh_batches
@@ -41,6 +46,13 @@ from meta_exp.training.learning_curve import mend_curve
 
 SERVED_NLL = "validation/served_nll"  # in metrics.json
 CHUNK_SIZE = "chunk_size"  # there too, where a trial has found it
+PREDICTIVES = {  # what stands in the table's rows
+    "map": "the adapted network alone",
+    "linearized": "with the uncertainty of its parameters, by its linear model",
+    "sample": "by networks drawn from its posterior",
+}
+METRICS = {"mse": "mse: squared error of the mean", "accuracy": "accuracy: share of right classes"}
+STEPS_SHOWN = (0, 1, 2, 5, 10, 20, 50, 100)  # of adaptation
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
 
@@ -106,6 +118,7 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     if result.exists() and not changed:
         log.info("finished already, skipped: %s", folder)
         return criterion(read_metrics(result))
+    draw_tasks(run.family, "validation", 0, 1)  # opens the data: where there are none, nothing is begun
     if result.exists():
         log.info("evaluated anew: %s", "; ".join(changed))
     if run.trainer.is_global_zero:
@@ -116,6 +129,9 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
     else:  # of several processes one writes the folder and speaks; the others have their errors to say
         logging.getLogger("meta_exp").setLevel(logging.ERROR)
     log.info("run folder: %s", folder)
+    tasks, device = run.family.meta_batch * cfg.trainer.accumulate_grad_batches, run.trainer.strategy.root_device
+    said = "training %s on %s: %d steps of %d tasks, on %s"
+    log.info(said, cfg.choices.algorithm, cfg.choices.dataset, cfg.trainer.max_steps, tasks, device)
     if step:
         log.info("continued from step %d of %d", step, cfg.trainer.max_steps)
         if run.trainer.is_global_zero:
@@ -132,10 +148,24 @@ def _continue(cfg: DictConfig, folder: Path) -> float:
         if result.exists():
             log.info("the run is done: %s", result)
         elif run.trainer.global_step >= cfg.trainer.max_steps:
-            log.info("the training is done; the same command goes on with its test: %s", folder)
+            log.info("the training is done: %s\nto go on with its test: %s", folder, _command(folder))
+        elif last.exists():
+            log.info("to go on: %s", _command(folder))
         raise
     finally:
         run.recorder.close(exit_code=0 if finished else 1)
+
+
+def _command(folder: Path) -> str:
+    """Return the command that goes on with the run in ``folder``."""
+    if not HydraConfig.initialized():
+        return f"hydra.run.dir={folder}"
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return "the sweep's command again"
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    return f"{typed('train')} {shlex.join([*hydra.overrides.task, f'hydra.run.dir={folder}'])}"
 
 
 def learn(run: Run, folder: Path, calibrated: bool | None, checkpoint: Path | None = None) -> Learnt | None:
@@ -163,7 +193,7 @@ def learn(run: Run, folder: Path, calibrated: bool | None, checkpoint: Path | No
         fresh = fresh_batches(run.family, run.stream.conformal_tasks)
         calibration = calibrate(learner, run.stream.val_dataloader(), fresh)
         calibration.serve(learner)
-        log.info("calibrated on %d validation tasks: %s", calibration.validation_tasks, calibration.describe())
+        log.info("calibrated on %d validation tasks:\n%s", calibration.validation_tasks, calibration.describe())
     return Learnt(best["global_step"], calibration)
 
 
@@ -196,6 +226,8 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         fitted = {f"calibration/{kind}/{n}": v for kind, found in calibration.values.items() for n, v in found.items()}
         served = [kind for kind in learner.algorithm.predictives if kind in learner.predictives][-1]
         fitted[SERVED_NLL] = calibration.nll[served]
+    steps = learner.evaluation_steps
+    log.info("testing on %d new tasks%s", cfg.test_tasks, f", after {steps} steps of adaptation each" * (steps > 0))
     scored = score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device)
     scores, failed = summarize(scored), failed_tasks(scored.each)
     if failed:
@@ -222,34 +254,40 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
     if drawings:
         log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
+    log.info("the result: %s", folder / "metrics.json")
     return criterion(metrics)
 
 
 def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
     """Print the result of a run: each predictive's metric and NLL, and the metric by number of inner steps.
 
-    Where the family has an exact predictor, its own row and what each lacks beside it are there too.
+    Where the family has an exact predictor, its own row and what each lacks beside it are there too. In a sweep a line
+    for each predictive has to do: tables of several runs would stand between each other's lines.
     """
 
     def cell(name: str) -> str:
         known = f"test/{name}" in metrics
-        return f"{metrics[f'test/{name}']:.4f} ± {metrics[f'test/{name}_ci95']:.4f}" if known else ""
+        return plus_minus(metrics[f"test/{name}"], metrics[f"test/{name}_ci95"]) if known else ""
 
-    title = terminal.cell(
-        f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} test tasks"
-    )
+    if Screen.run:
+        for kind in predictives:
+            log.info("test, %s: %s %s, NLL per point %s", kind, metric, cell(f"{kind}/{metric}"), cell(f"{kind}/nll"))
+        return
+    console = Console()
+    words = f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} new tasks"
+    console.print(f"{escaped(words)}; mean ± half width of the 95 % interval", soft_wrap=True, highlight=False)
     best = [BAYES] if f"test/{BAYES}/nll" in metrics else []
     columns = {metric: metric, "nll": "NLL per point"} | ({"regret": "regret"} if best else {})
-    table = Table("predictive", *columns.values(), title=title, title_justify="left")
+    table = Table("predictive", *columns.values())
     for kind in [*predictives, *best]:
         table.add_row(kind, *(cell(f"{kind}/{score}") for score in columns))
     table.add_section()
-    for name in metrics:
-        prefix = f"test/map/{metric}_step_"
-        if name.startswith(prefix) and not name.endswith("_ci95"):
-            steps = name.removeprefix(prefix)
-            table.add_row(f"map after {steps} step{'s' * (steps != '1')}", cell(name.removeprefix("test/")))
-    Console().print(table)
+    for steps in STEPS_SHOWN:
+        if f"test/map/{metric}_step_{steps}" in metrics:
+            table.add_row(f"map after {steps} step{'s' * (steps != 1)}", cell(f"map/{metric}_step_{steps}"))
+    console.print(table)
+    kinds = [f"{kind}: {PREDICTIVES[kind]}" for kind in predictives]
+    log.info("%s; NLL: -log p(y), lower is better\n%s", METRICS.get(metric, metric), "\n".join(kinds))
 
 
 def _title(cfg: DictConfig, step: int) -> str:

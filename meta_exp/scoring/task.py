@@ -42,6 +42,7 @@ def evaluate(
     own: Mapping[str, Score] | None = None,
     conformal: Mapping[str, Conformal] | None = None,
     of_objective: bool = False,
+    each_step: bool = True,
 ) -> Scores:
     """Adapt one task by ``steps`` steps and score its query set.
 
@@ -50,6 +51,7 @@ def evaluate(
     whose coverage and width or set size are then scored. Classes need ``foreign`` images for the AUROC of telling them
     from the task's own; without them it is left out. ``own`` are further scores of predictives, by name. The curvature
     is that of the support set, which is all that a new task has; ``of_objective`` takes the data of the objective.
+    ``each_step`` scores the map after each step of the path too, which takes as many passes over the query set.
 
     Returns:
         Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
@@ -61,9 +63,12 @@ def evaluate(
     likelihood = algorithm.likelihood.at(meta.hyper)
     support, query = episode
     each = {}
-    for k, params in enumerate(path(algorithm, support, meta, steps)):  # one state at a time: K of them take memory
+    # one state at a time: K of them take memory
+    states = path(algorithm, support, meta, steps) if each_step else [adapt(algorithm, support, meta, steps)]
+    for k, params in enumerate(states):
         prediction = algorithm.predict("map", params, query.x, meta)
-        each[f"map/{likelihood.metric}_step_{k}"] = likelihood.predictive(*prediction).score(query.y).mean()
+        if each_step:
+            each[f"map/{likelihood.metric}_step_{k}"] = likelihood.predictive(*prediction).score(query.y).mean()
     loss = torch.stack([likelihood.loss(output, query.y) for output in prediction.outputs]).mean()
     each = {"loss": loss} | each
     curved = algorithm.curved(episode) if of_objective else support
@@ -86,7 +91,13 @@ def evaluate(
             end = adapt(algorithm, support, here, steps) if algorithm.steps_by_hyper else params
             around = algorithm.posterior(end, support, here)
         given = algorithm.likelihood.at(here.hyper)
-        return lambda x: given.predictive(*algorithm.predict(kind, end, x, here, around, draws))
+        known = kind == "map" and end is params and (around is None or not around.at_mode)
+
+        def at(x: Tensor) -> Predictive:
+            found = prediction if known and x is query.x else algorithm.predict(kind, end, x, here, around, draws)
+            return given.predictive(*found)
+
+        return at
 
     pooled: dict[str, Tensor] = {}
     for kind in predictives:

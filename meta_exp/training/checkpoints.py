@@ -154,7 +154,7 @@ class Last(Checkpoint):
             trainer.save_checkpoint(self.file)
             self.saved_at = time.monotonic()
         for number in signals:
-            log.info("step %d: saved on %s; the same command continues", step, signal.Signals(number).name)
+            log.info("step %d: saved on %s", step, signal.Signals(number).name)
             self._hand_on(number)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -196,7 +196,7 @@ class Last(Checkpoint):
         log.info("%s came: saving after this step, which has %.0f s", name, GRACE_S)
         time.sleep(GRACE_S)
         if self.training and number in self.signals:
-            saved = "from last.ckpt the same command continues" if self.file.exists() else "nothing is saved yet"
+            saved = "last.ckpt stays as it was" if self.file.exists() else "nothing is saved yet"
             log.info("%s: this step takes longer and is not waited for; %s", name, saved)
             os.kill(os.getpid(), number)
 

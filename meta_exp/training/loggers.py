@@ -27,7 +27,7 @@ from meta_exp.training.panels import ACROSS, panels
 
 log = logging.getLogger(__name__)
 ITERATION = "trainer/global_step"
-BY_TASKS = "by_tasks/"
+BY_TASKS = "versus_tasks/"  # W&B sorts its sections by name: what stands in others too comes last
 PATIENCE_S = 60  # with W&B's start and end, where the network is gone
 HIGHER_IS_BETTER = "accuracy"
 MADE = {CSVLogger: ("metrics.csv", "hparams.yaml"), TensorBoardLogger: ("events.out.tfevents.*", "hparams.yaml")}
@@ -227,12 +227,13 @@ class WandB(Logger):
     Args:
         project: where it stands on the dashboard.
         save_dir: all runs lie in its folder ``wandb``.
-        id: of the run, and its name: its folder.
+        id: of the run: its folder.
         group: the experiment or sweep.
         job_type: the algorithm.
         tags: words to filter by; null is left out.
         mode: offline takes no account and no network.
         entity: the user or team; null for the account's own.
+        name: what people see of it; null for the id.
     """
 
     def __init__(
@@ -245,8 +246,9 @@ class WandB(Logger):
         tags: list[str | None],
         mode: Literal["online", "offline", "disabled"] = "offline",
         entity: str | None = None,
+        name: str | None = None,
     ) -> None:
-        words = {"project": project, "id": id, "group": group, "job_type": job_type}
+        words = {"project": project, "id": id, "group": group, "job_type": job_type, "name": name or id}
         for key, value in words.items():
             taken = 0 < len(value) <= LONGEST and value.isprintable()
             taken &= key not in ("project", "id") or not set(value) & set(FORBIDDEN)
@@ -256,8 +258,9 @@ class WandB(Logger):
             require(len(tag) <= TAG, "logger.wandb.tags", f"words of at most {TAG} characters", shown(tag))
         super().__init__()
         self.folder, self.mode, self.id = Path(save_dir), mode, id
-        names = {"id": id, "name": id, "group": group, "job_type": job_type, "tags": [tag for tag in tags if tag]}
-        self.arguments: dict[str, Any] = {"project": project, "entity": entity, "dir": save_dir, "mode": mode, **names}
+        self.arguments: dict[str, Any] = {"project": project, "entity": entity, "dir": save_dir, "mode": mode}
+        self.arguments |= {"id": id, "name": name or id, "group": group, "job_type": job_type}
+        self.arguments["tags"] = [tag for tag in tags if tag]
         self.keeps = mode == "online"  # what an earlier part of the run has logged
         self.run: Any = None
 

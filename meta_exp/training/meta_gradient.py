@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 Outcome = tuple[Tensor, Logs]
 Differentiated = tuple[Params, Hyper]
 logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # it tells of each operator that it calls by its name
+COMPILE_S, COMPILE_IMAGES_S = 15.0, 60.0  # that compiling takes on two cores; docs/performance.md
 COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
 WORSE = 1.25  # times the best time a task: where the trial of chunk sizes ends
 RECOMPILATIONS = 3  # because state has changed; a further change ends the run
@@ -87,6 +88,12 @@ class MetaGradient:
     def at_once(self) -> int | None:
         """The tasks taken at once, as far as it is known: None for all."""
         return None if self.chunk_size == "auto" else self.chunk_size
+
+    def about_to_compile(self, episodes: Episode) -> float | None:
+        """Return about how many seconds the next call will take to compile; None where it does not."""
+        if self._of_chunk not in (self._compile_first, self._compile_or_fall_back):
+            return None
+        return _compile_s(episodes)
 
     def prepare(self, steps: int) -> None:
         """Make ready for a run of ``steps`` steps in all.
@@ -233,12 +240,13 @@ class MetaGradient:
 
     def _compile_first(self, meta: Meta, episodes: Episode, tasks: float) -> Any:
         compiled = self._compiled(self._cores(episodes))
-        log.info("compiling the meta-gradient, which takes from seconds to minutes")
+        said = "compiling the training step, about %.0f s; less where PyTorch has it in its cache"
+        log.info(said, _compile_s(episodes))
         started = time.perf_counter()
         part = compiled(meta, episodes, tasks)
         self.compile_s += time.perf_counter() - started
         self._state = list(_plain_values(self.algorithm))
-        log.info("meta-gradient compiled in %.0f s", self.compile_s)
+        log.info("compiled in %.0f s", self.compile_s)
         self._of_chunk = compiled
         return part
 
@@ -252,6 +260,10 @@ class MetaGradient:
             log.warning("torch.compile is not available here (%s); training goes on without it", reason)
             self._of_chunk = self._eager
             return self._eager(meta, episodes, tasks)
+
+
+def _compile_s(episodes: Episode) -> float:
+    return COMPILE_IMAGES_S if episodes.support.x.ndim > 3 else COMPILE_S
 
 
 @cache

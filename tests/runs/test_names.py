@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from meta_exp.runs import names
 from meta_exp.runs.names import override_folder, run_name
 
 
@@ -85,3 +86,13 @@ def test_run_names_below_outputs_never_collide(tmp_path):
     names = {run_name(tmp_path / folder) for folder in folders}
     assert len(names) == len(folders) > 50
     assert run_name(tmp_path / "outputs" / "maml_seed" / "0").startswith("maml_seed_0-")
+
+
+def test_what_differs_in_a_sweep_names_its_runs():
+    sweep = ["algorithm=maml,llama", "trainer.max_steps=5", "seed=0,1", "optimizer.lr=range(1,3)", "seed=7"]
+    assert names.varying_keys(sweep) == ["algorithm", "optimizer.lr"], "what stands behind wins"
+    job = ["algorithm=maml", "trainer.max_steps=5", "curvature.prior_precision=3", "seed=0", "logger=none"]
+    assert names.title(job, ["algorithm", "seed", "gone"]) == "maml, seed 0"
+    assert names.title(job) == "maml, max_steps 5, tau 3, seed 0", "where it is watched is no part of it"
+    assert names.title(["seed=1"], algorithm="llama") == "llama, seed 1"
+    assert names.title([]) == ""

@@ -65,14 +65,14 @@ def test_offline_run_holds_all_and_nothing_else(config, tmp_path):
         for got, row in zip(history, rows, strict=False):
             assert got["trainer/global_step"] == row.pop("step")
             assert row.items() <= got.items()
-            assert got.get("by_tasks/validation/loss") == row.get("validation/loss")
+            assert got.get("versus_tasks/validation/loss") == row.get("validation/loss")
         assert [row["tasks_seen"] for row in history if "tasks_seen" in row] == [10, 10, 20, 20]
         pictures = [value for key, value in history[-1].items() if key.startswith("pictures/fan")]
         assert pictures
         assert list(file.parent.glob("files/media/images/pictures/*.png"))
         axes = {r.metric.name or r.metric.glob_name: r.metric.step_metric for r in found if r.HasField("metric")}
         assert axes["validation/*"] == "trainer/global_step"
-        assert axes["by_tasks/*"] == "tasks_seen"
+        assert axes["versus_tasks/*"] == "tasks_seen"
 
 
 def test_a_continued_run_is_one_run(config, tmp_path):
