@@ -13,8 +13,8 @@ Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
   {TYPED} outputs/sinusoid_sweep
   {TYPED} RUN RUN test_tasks=2000 samples=50 dataset.shots=5 evaluation_steps=20
   {TYPED} RUN 'predictives=[map,linearized,sample]' curvature=diagonal
-Written are results.csv, report.html and pictures/: into the run's or sweep's folder, with other settings into
-evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER.
+Written are results.csv, summary.csv, table.tex, report.html and pictures/: into the run's or sweep's folder, with other
+settings into evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER.
 
 See which runs there are, and how they stand and score; nothing is computed:
   {TYPED} list                                  below outputs/, newest first

@@ -137,7 +137,7 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
     printed = plots.draw_charts(drawn, out / "pictures")
     missing = left_out | twice
     report.write(out / "report.html", configurations, pairs, printed, drawings, missing, given, provenance())
-    say(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}")
+    say(f"written into {out}: results.csv, summary.csv, table.tex, report.html, pictures")
     return 1 if left_out else 0
 
 
