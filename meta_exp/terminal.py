@@ -57,7 +57,7 @@ def plus_minus(mean: float, half: float = nan) -> str:
 
 
 def fitted(table: "Table", labels: int, width: int) -> "list[Table]":
-    """Return ``table`` as tables that fit ``width``, one below the other, each with the first ``labels`` columns.
+    """Return ``table``, without its title, as tables that fit ``width``, one below the other, each with the first ``labels`` columns.
 
     Where these and one more column do not fit, that table is wider: a figure cut in two is worse.
     """
@@ -65,8 +65,7 @@ def fitted(table: "Table", labels: int, width: int) -> "list[Table]":
     from rich.table import Table
 
     def part(columns: list[int]) -> Table:
-        title = table.title if not found else None
-        shown = Table(title=title, title_justify=table.title_justify, show_lines=table.show_lines)
+        shown = Table(show_lines=table.show_lines)
         for place in columns:
             column = table.columns[place]
             label: Any = {"max_width": max(3 * width // 5 // labels, 8), "overflow": "fold"}
@@ -77,9 +76,7 @@ def fitted(table: "Table", labels: int, width: int) -> "list[Table]":
         return shown
 
     def fits(columns: list[int]) -> bool:
-        untitled = part(columns)
-        untitled.title = None
-        return wide.measure(untitled).maximum <= width
+        return wide.measure(part(columns)).maximum <= width
 
     wide = Console(width=WIDEST)
     found: list[Table] = []
@@ -97,6 +94,9 @@ def print_fitted(table: "Table", labels: int) -> None:
     from rich.console import Console
 
     console = Console()
+    if table.title:  # above it, whole: a narrow table would break it into lines of its own width
+        console.print(table.title, soft_wrap=True, highlight=False)
+        table.title = None
     for shown in fitted(table, labels, console.width):
         width = max(console.width, Console(width=WIDEST).measure(shown).minimum)
         Console(width=width).print(shown, crop=False)

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from meta_exp.terminal import PlainFormatter, Screen, cell, duration, fitted, plain, plus_minus
+from meta_exp.terminal import PlainFormatter, Screen, cell, duration, fitted, plain, plus_minus, print_fitted
 
 HOSTILE = [
     "\x1b[2J",
@@ -129,7 +129,13 @@ def test_a_table_too_wide_becomes_several_that_fit(width):
     assert max(map(len, lines)) <= width
     assert all(f"0.{n}234 ± 0.5" in stream.getvalue() for n in range(1, 9)), "no figure is cut"
     assert len(parts) == {40: 8, 80: 3, 300: 1}[width] or 1 < len(parts) < 9
-    assert stream.getvalue().count("of nine") == 1
+
+
+def test_a_title_stands_whole_above_a_narrow_table(capsys):
+    table = Table("a", title="600 test tasks; evaluated with test_tasks=600 samples=4")
+    table.add_row("1")
+    print_fitted(table, 1)
+    assert capsys.readouterr().out.splitlines()[0] == "600 test tasks; evaluated with test_tasks=600 samples=4"
 
 
 def test_lines_of_a_log_stand_above_a_bar_and_bear_the_runs_name(monkeypatch, capsys):

@@ -87,7 +87,7 @@ def test_refusals_are_one_line_and_exit_code_1(sinusoid_run, tmp_path):
     (tmp_path / "q.csv").write_text("1\n")
     refused = {
         (sinusoid_run, "support=s.csv", "query=q.csv"): "error: s.csv, row 3, column y: expected a finite number",
-        ("support=s.csv", "query=q.csv"): "error: evaluate.py: expected a run's folder, got none; see --help",
+        ("support=s.csv", "query=q.csv"): "error: evaluate: expected a run's folder, got none; see --help",
     }
     for arguments, message in refused.items():
         result = commands.run("evaluate.py", tmp_path, *arguments)
