@@ -120,7 +120,7 @@ def test_pooled_scores_have_a_difference_over_seeds_only():
     (ece,) = [d.scores["ece"] for d in differences(group(runs)) if d.predictives[0] == "map"]
     assert ece.mean == pytest.approx(0.1)
     assert ece.half != ece.half
-    assert str(ece) == "0.1000"
+    assert str(ece) == "0.1"
     assert ece.over == ""
 
 
