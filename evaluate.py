@@ -1,75 +1,7 @@
 """Evaluate finished runs on fixed test tasks in one table, or use one run on a new task: see --help."""
 
-import argparse
-from pathlib import Path
-
 from meta_exp import cli
-from meta_exp.config.checks import require
-
-HELP = """\
-Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
-  uv run evaluate.py outputs/sinusoid_sweep
-  uv run evaluate.py RUN RUN test_tasks=2000 samples=50 dataset.shots=5 evaluation_steps=20
-  uv run evaluate.py RUN 'predictives=[map,linearized,sample]' curvature=diagonal
-Written are results.csv, report.html and pictures/: into the run's or sweep's folder, with other settings into
-evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER.
-
-See which runs there are, and how they stand and score; nothing is computed:
-  uv run evaluate.py list                                  below outputs/, newest first
-  uv run evaluate.py list outputs/sinusoid_sweep sort=test/linearized/nll algorithm=llama seed=0 state=finished
-
-Give an older run what today's are served with, fitted values and conformal thresholds, from now on:
-  uv run evaluate.py RUN calibrate=true
-
-Use a run on a new task, and write predictions.csv:
-  uv run evaluate.py RUN support=seen.csv query=ask.csv    numbers: columns of x, then of y, with or without a header;
-                                                           of a run on tables its columns by their names
-  uv run evaluate.py RUN support=letters query=scans       images: a folder with a sub-folder a class, and a folder
-
-Keys for a new task:
-  support, query       what the task shows and what it asks
-  kind                 map, linearized or sample; linearized where the run has a curvature
-  output               the file to write; predictions.csv
-
-Keys of the run's config, in Hydra's grammar:
-  test_tasks  samples  evaluation_steps  predictives  curvature  curvature.prior_precision  algorithm.inner_lr
-  calibrate  validation_tasks  conformal_tasks  chunk_size  dataset.root  dataset.shots  dataset.queries
-  likelihood.sigma_noise
-and trust=[my_package], modules of your own whose classes the run's config may name
-"""
-LIST = "list"  # as the first word; a folder of that name is ./list
-NEW_TASK = ("support", "query", "kind")
-
-
-def main() -> None:
-    """Sort the arguments; the imports stand here so that --help answers at once."""
-    parser = argparse.ArgumentParser(
-        usage="evaluate.py RUN... [key=value ...]\n       evaluate.py list [FOLDER] [sort=SCORE] [key=value ...]",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("arguments", nargs="*", metavar="RUN or key=value", help="a run's folder, or a setting")
-    arguments = parser.parse_args().arguments
-    if arguments[:1] == [LIST]:
-        from meta_exp.comparison import listing
-
-        listing.show(arguments[1:])
-        return
-    folders = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
-    require(bool(folders), "evaluate.py", "a run's folder", "none", "see --help")
-    overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_dir()]
-    ours = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in (*NEW_TASK, "output"))
-    overrides = [override for override in overrides if override.split("=", 1)[0] not in ours]
-    if ours.keys() & set(NEW_TASK):
-        with cli.quick_imports():
-            from meta_exp.production import command
-        command.answer(folders, overrides, **ours)
-    else:
-        with cli.quick_imports():
-            from meta_exp.comparison.compare import compare
-        if code := compare(folders, overrides, **ours):
-            raise SystemExit(code)
-
+from meta_exp.commands.evaluate import command
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(command)

@@ -51,10 +51,15 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(measured(arguments.seconds, arguments.compile))
         print(conditions())
-    with file.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = read(file)
     draw(rows, "ms", arguments.folder / "growth_time.png")
     draw(rows, "MiB", arguments.folder / "growth_memory.png")
+
+
+def read(file: Path) -> list[Row]:
+    """Return the figures of an earlier measurement."""
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def measured(seconds: float, compiled: bool) -> list[Row]:

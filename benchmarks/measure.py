@@ -67,8 +67,10 @@ def random_batch(dataset: DictConfig, family: TaskFamily) -> Episode:
     return Episode(examples(ways * dataset.shots), examples(ways * dataset.queries))
 
 
-def in_turns(steps: dict[str, Step], seconds: float, title: str, least: int = 5) -> Times:
-    """Return the seconds that a call of each step takes, turn by turn.
+def in_turns(
+    steps: dict[str, Step], seconds: float, title: str, least: int = 5, clock: Callable[[], float] = time.perf_counter
+) -> Times:
+    """Return the seconds that a call of each step takes by ``clock``, turn by turn.
 
     The steps take turns, so that whatever else the machine does falls on all of them; two calls of each, before, warm
     up and compile. Rounds go on for ``seconds``, and are ``least`` at least.
@@ -78,13 +80,13 @@ def in_turns(steps: dict[str, Step], seconds: float, title: str, least: int = 5)
         for name, step in steps.items():
             status.update(f"{title}: warming up {name}")
             step()
-            calls[name] = max(1, math.ceil(TURN_S / _seconds(step, 1)))
+            calls[name] = max(1, math.ceil(TURN_S / _seconds(step, 1, clock)))
         end, rounds = time.perf_counter() + seconds, 0
         while rounds < least or time.perf_counter() < end:
             rounds += 1
             for name, step in steps.items():
                 status.update(f"{title}: round {rounds}, {name}")
-                times[name].append(_seconds(step, calls[name]))
+                times[name].append(_seconds(step, calls[name], clock))
     return times
 
 
@@ -105,8 +107,8 @@ def conditions() -> str:
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, load {load:.1f}"
 
 
-def _seconds(step: Step, calls: int) -> float:
-    started = time.perf_counter()
+def _seconds(step: Step, calls: int, clock: Callable[[], float]) -> float:
+    started = clock()
     for _ in range(calls):
         step()
-    return (time.perf_counter() - started) / calls
+    return (clock() - started) / calls

@@ -4,13 +4,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meta_exp.comparison.listing import results as results
+    from meta_exp.production.fit import fit as fit
     from meta_exp.production.predictor import load as load
 
-__all__ = ["load", "results"]
+__all__ = ["fit", "load", "results"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import ``load`` and ``results`` when they are first asked for: the package itself stays light."""
+    """Import ``fit``, ``load`` and ``results`` when they are first asked for: the package itself stays light."""
+    if name == "fit":
+        from meta_exp.production.fit import fit
+
+        return fit
     if name == "load":
         from meta_exp.production.predictor import load
 

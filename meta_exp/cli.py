@@ -21,6 +21,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from meta_exp.config.checks import is_out_of_memory, one_line
+from meta_exp.installation import with_extra
 from meta_exp.terminal import PlainFormatter, open_streams, plain, plain_lines
 
 ENDED_BY = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM)}
@@ -158,7 +159,7 @@ def reason(error: Exception) -> str:
     if is_out_of_memory(error):
         return f"out of memory ({one_line(error)[:200]}); {LESS_MEMORY}"
     if extra := _missing_extra(error):
-        return f"this launcher is not installed; it comes with uv run --extra {extra} train.py ..."
+        return f"this launcher is not installed; it comes with {with_extra(extra)}"
     text = str(error).split("Config search path")[0]
     cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):

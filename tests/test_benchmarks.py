@@ -27,10 +27,26 @@ def test_smallest_case(
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["growth", "kills", "start", "step_cost"])
+@pytest.mark.parametrize("script", ["growth", "kills", "pictures", "start", "step_cost"])
 def test_arguments(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(BENCHMARKS / f"{script}.py"), run_name="__main__")
     assert f"benchmarks/{script}.py" in capsys.readouterr().out
+
+
+def test_all_pictures_of_docs_are_drawn(
+    sinusoid_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of a run that is given and of a measurement; no picture in docs is made otherwise."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    arguments = [f"sinusoid_noisy={sinusoid_run}", "--only", "sinusoid_noisy", "growth_time", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["pictures", *arguments])
+    names = runpy.run_path(str(BENCHMARKS / "pictures.py"), run_name="__main__")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth_time.png", "sinusoid_noisy.png"]
+    docs = {path.stem for path in (BENCHMARKS.parent / "docs").glob("*.png")}
+    assert docs == {*names["EXPERIMENTS"], *names["MEASURED"]}
+    monkeypatch.setattr(sys, "argv", ["pictures", "growth_time=RUN"])
+    with pytest.raises(ValueError, match=r"PICTURE: expected one of sinusoid_noisy, .* got growth_time"):
+        runpy.run_path(str(BENCHMARKS / "pictures.py"), run_name="__main__")

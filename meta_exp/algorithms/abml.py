@@ -56,7 +56,7 @@ class ABML(Algorithm):
     first_order: bool = False
     deviation: float = 0.03
     draws_a_step: int = 1
-    kl_weight: float = 0.1
+    kl_weight: float = 0.01
     data: Literal["both", "query"] = "both"
 
     def __post_init__(self) -> None:

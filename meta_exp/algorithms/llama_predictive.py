@@ -39,7 +39,7 @@ class LLAMAPredictive(MAML):
 
     def __post_init__(self) -> None:
         """Refuse what has no predictive to train through."""
-        key, remedy = "algorithm=llama_predictive", "choose curvature=ggn or last_layer"
+        key, remedy = "algorithm=llama_predictive", "choose curvature=ggn, last_layer, kfac or diagonal"
         require(self.curvature is not None, key, "a curvature", "curvature=none", remedy)
         super().__post_init__()
         remedy = "choose likelihood=gaussian or probit"

@@ -59,7 +59,7 @@ class MAML(Algorithm):
         able = self.curvature is not None and self.curvature.finds_mode
         got = f"curvature={type(self.curvature).__name__.lower() if self.curvature else 'none'}"
         needed = self.mode or self.inner_loop == "gauss_newton"
-        remedy = "choose curvature=ggn or last_layer"
+        remedy = "choose curvature=ggn, last_layer, kfac or diagonal"
         require(able or not needed, key, "a curvature that can find the mode", got, remedy)
         got = type(self.likelihood).__name__
         require(self.likelihood.concave or not needed, key, "a likelihood whose log is concave in the outputs", got)

@@ -1,8 +1,10 @@
 """What the pictures of a comparison show, as numbers: drawn once for print and once for a browser.
 
-A band is the 95 % interval of a configuration's mean, but for learning curves, where it is the range over seeds.
+A band is the 95 % interval of a configuration's mean, but for learning curves, where it is the range over seeds. Every
+curve is in order of x.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import count, takewhile
 from typing import NamedTuple
@@ -10,16 +12,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_exp.comparison.results import Configuration, as_number, describe, title
+from meta_exp.comparison.results import Configuration, describe, heading, title
+from meta_exp.comparison.swept import Axis, axis, families, swept_keys
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.yardstick import BAYES
 
-SWEPT = {"algorithm.eta": "eta", "curvature.prior_precision": "tau"}
+LONGEST = 60  # of a name in a file's
 
 
 class Curve(NamedTuple):
-    """Points with an optional band [low, high]; ``group`` gives the colour, ``dashed`` tells the second of a pair."""
+    """Points with an optional band [low, high], ``joined`` by a line where what lies between them has a meaning.
+
+    ``group`` gives the colour, ``dashed`` tells the second of a pair.
+    """
 
     name: str
     x: list[float]
@@ -28,10 +34,15 @@ class Curve(NamedTuple):
     high: list[float] | None = None
     group: int = 0
     dashed: bool = False
+    joined: bool = True
 
 
 class Chart(NamedTuple):
-    """Curves over one pair of axes, and perhaps bars of counts below them; ``name`` is that of the file."""
+    """Curves over one pair of axes, and perhaps bars of counts below them; ``name`` is that of the file.
+
+    ``diagonal`` says what the line y = x is, where there is one, and ``level`` is the height of even bars. Bands are
+    intervals, or else ``ranges``.
+    """
 
     name: str
     title: str
@@ -40,15 +51,23 @@ class Chart(NamedTuple):
     curves: list[Curve]
     bars: Sequence[Curve] = ()
     bars_label: str = ""
-    diagonal: bool = False
+    bars_x_label: str = ""
+    level: float | None = None
+    diagonal: str = ""
     steps: bool = False
-    log_x: bool = False
+    x_axis: Axis = Axis()
+    ranges: bool = False
 
 
 def charts(configurations: Sequence[Configuration]) -> list[Chart]:
     """Return the charts that the results have the numbers for."""
     found = [*_inner_steps(configurations), *_calibration(configurations), *_conformal(configurations)]
     return [*found, *_entropy(configurations), *_learning(configurations), *_sweeps(configurations)]
+
+
+def file_name(words: str) -> str:
+    """Return ``words`` as a part of a file's name, whatever they hold."""
+    return re.sub(r"[^A-Za-z0-9.-]+|\.\.+", "_", words).strip("._-")[:LONGEST]
 
 
 def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
@@ -63,7 +82,8 @@ def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
                 ends = [0.0, float(len(found) - 1)]
                 curves.append(Curve(f"{c.name}: Bayes-optimal", ends, [best.mean] * 2, group=i, dashed=True))
         name = title(metric)
-        yield Chart(f"steps_{metric}", f"{name} by inner steps", "inner steps", f"test {name}", curves)
+        words = f"{name} by inner steps", "inner steps", f"test {name}"
+        yield Chart(f"steps_{metric}", *words, curves, x_axis=Axis(whole=True))
 
 
 def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
@@ -80,7 +100,17 @@ def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             bars.append(Curve(c.name, _centres(len(points)), points.tolist(), group=i))
         if curves:
             title, name = f"Reliability, {kind}: query points of all test tasks", f"reliability_{kind}"
-            yield Chart(name, title, "confidence", "accuracy", curves, bars, "query points", diagonal=True)
+            below = "query points", "confidence: how many points have it"
+            yield Chart(
+                name,
+                title,
+                "confidence",
+                "accuracy",
+                curves,
+                bars,
+                *below,
+                diagonal="calibrated: accuracy = confidence",
+            )
         curves, bars = [], []
         for i, c in enumerate(configurations):
             if (pit := _pooled(c, f"{kind}/pit")) is None:
@@ -91,9 +121,19 @@ def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             bars.append(Curve(c.name, _centres(len(pit)), (pit / pit.sum()).tolist(), group=i))
         if curves:
             title, name = f"Coverage, {kind}: outputs inside the central interval", f"coverage_{kind}"
-            label = "share"
+            # a hump in the middle is a predictive too wide, high ends one too narrow, a slope one off to a side
+            below = "share of outputs", "F(y), the predictive's probability of less than y: even where calibrated"
+            even = 1 / len(bars[0].x)
             yield Chart(
-                name, title, "nominal coverage; bars: outputs by F(y)", "observed", curves, bars, label, diagonal=True
+                name,
+                title,
+                "nominal coverage",
+                "observed",
+                curves,
+                bars,
+                *below,
+                even,
+                "calibrated: observed = nominal",
             )
 
 
@@ -107,7 +147,9 @@ def _conformal(configurations: Sequence[Configuration]) -> Iterator[Chart]:
                 curves.append(_banded(c.name, levels, [e.mean for e in found], [e.half for e in found], i))
         if curves:
             title = f"Coverage of conformal intervals and sets, {kind}"
-            yield Chart(f"conformal_{kind}", title, "nominal coverage", "observed", curves, diagonal=True)
+            yield Chart(
+                f"conformal_{kind}", title, "nominal coverage", "observed", curves, diagonal="what they promise"
+            )
 
 
 def _entropy(configurations: Sequence[Configuration]) -> Iterator[Chart]:
@@ -137,32 +179,34 @@ def _learning(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             low, high = [min(v) for v in values], [max(v) for v in values]
             curves.append(Curve(c.name, steps, y, low, high, group=i))
     if curves:
-        yield Chart("learning", "Learning curves; band: range over seeds", "step", "validation loss", curves)
+        words = "Learning curves; band: range over seeds", "step", "validation loss"
+        yield Chart("learning", *words, curves, x_axis=Axis(whole=True), ranges=True)
 
 
 def _sweeps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
-    """Scores against eta or tau, a curve for each setting of the other keys and each predictive."""
-    for key, symbol in SWEPT.items():
-        swept = [c for c in configurations if as_number(c.label.get(key)) is not None]
-        families: dict[tuple[tuple[str, str], ...], list[Configuration]] = {}
-        for c in swept:
-            families.setdefault(tuple((k, str(v)) for k, v in c.label.items() if k != key), []).append(c)
-        families = {rest: members for rest, members in families.items() if len(members) > 1}
-        scores = [*_metrics(swept), "nll", *(["regret"] if any(BAYES in c.rows for c in swept) else [])]
-        for score in scores if families else []:
+    """Scores against each number that a sweep varies, a curve for each setting of the rest and each predictive."""
+    keys = swept_keys(configurations)
+    headings = [heading(key) for key in keys]
+    for key in keys:
+        found = list(families(configurations, key, keys))
+        members = [c for family in found for _, c in family.members]
+        x_axis = axis([value for family in found for value, _ in family.members])
+        symbol = key if headings.count(heading(key)) > 1 else heading(key)
+        scores = [*_metrics(members), "nll", *(["regret"] if any(BAYES in c.rows for c in members) else [])]
+        for score in scores if found else []:
             curves = []
-            for i, (rest, members) in enumerate(families.items()):
-                members.sort(key=lambda c: float(c.label[key]))
-                name = describe(dict(rest))
-                for kind in members[0].predictives:
-                    found = [(float(c.label[key]), e) for c in members if (e := c.estimate(f"{kind}/{score}"))]
-                    x, y = [value for value, _ in found], [e.mean for _, e in found]
-                    halves = [e.half for _, e in found]
-                    group = i * len(KINDS) + KINDS.index(kind)
-                    curves.append(_banded(f"{name}, {kind}".removeprefix(", "), x, y, halves, group))
-            log_x = all(value > 0 for curve in curves for value in curve.x)
-            name = title(score)
-            yield Chart(f"sweep_{symbol}_{score}", f"{name} by {symbol}", symbol, f"test {name}", curves, log_x=log_x)
+            for i, family in enumerate(found):
+                name = describe(family.label)
+                for kind in family.members[0][1].predictives:
+                    points = [(x_axis.place(x), c.estimate(f"{kind}/{score}")) for x, c in family.members]
+                    known = [(x, e) for x, e in points if e]
+                    x, y, halves = [x for x, _ in known], [e.mean for _, e in known], [e.half for _, e in known]
+                    curve = _banded(
+                        f"{name}, {kind}".removeprefix(", "), x, y, halves, i * len(KINDS) + KINDS.index(kind)
+                    )
+                    curves.append(curve._replace(joined=family.joined))
+            words = f"{title(score)} by {symbol}", symbol, f"test {title(score)}"
+            yield Chart(f"sweep_{file_name(symbol)}_{score}", *words, curves, x_axis=x_axis)
 
 
 def _metrics(configurations: Sequence[Configuration]) -> list[str]:

@@ -1,11 +1,15 @@
 """One honest table over runs: each restored, scored on the same test tasks, grouped, and compared in pairs.
 
 Whether they can be compared is looked at before any is scored, and a run that is damaged, in whatever way, is left out
-and named. Writes ``results.csv`` (a row a run), ``report.html`` and ``pictures/`` into one folder:
+and named. Writes ``results.csv`` (a row a run), ``summary.csv`` and ``table.tex`` (a row a configuration and
+predictive), ``report.html`` and ``pictures/`` into one folder:
 
     output=FOLDER                    that folder
     one RUN, or one sweep            its folder; with settings of the evaluation changed, one below it, named for them
     several                          outputs/comparison/<time>
+
+With ``ensemble=true`` the runs predict together too (``ensemble.py``): all that were given, or, where a sweep's folder
+was, those of each configuration; a row of its own beside those of its members.
 
 An earlier ``results.csv`` that holds what the new one does not is kept under another name.
 """
@@ -26,29 +30,37 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from meta_exp.comparison import charts, plots, report
+from meta_exp.comparison import charts, paper, plots, report
+from meta_exp.comparison.ensemble import Ensemble, refuse_unlike
 from meta_exp.comparison.results import (
+    ENSEMBLE,
+    SHOWN,
     Configuration,
     Difference,
     Result,
+    compared,
     differences,
     differing_keys,
     doubles,
     group,
     heading,
+    looked_at,
     own_scores,
+    shared_keys,
+    shown_scores,
     title,
 )
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import NOT_IN_NAME, flatten, within
 from meta_exp.files import make_folder, read_bounded, require_writable, write_rows, write_whole
+from meta_exp.installation import typed
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.names import override_folder
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
-from meta_exp.runs.test_set import describe_failed, score_tasks
+from meta_exp.runs.test_set import describe_failed, score_batches, score_tasks
 from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.terminal import cell, plain, print_fitted
 from meta_exp.training.data import CONFORMAL_TASKS, EvaluationBatches, fresh_batches
@@ -59,25 +71,30 @@ MARKS = ("config.yaml", "train.log", "metrics.json")  # any of them makes a fold
 COMPARISONS = Path("outputs", "comparison")  # of several runs or sweeps
 EVALUATED = "evaluated"  # in the folder of a run or sweep: results of other settings
 REASON = 500  # characters of it: a damaged file may hold anything
-SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # in a terminal's width
 
 
 def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str | None = None) -> int:
     """Evaluate the runs in ``folders``, print the table and write the report; return 1 if a run was left out, else 0.
 
-    ``output`` is the folder to write into. Of two runs with one config and one seed the later counts, which is said.
+    ``overrides`` are of the runs' configs, in Hydra's grammar, or ``ensemble``. ``output`` is the folder to write to.
+    Of two runs with one config and one seed the later counts, which is said.
 
     Raises:
-        ValueError: there is no run, none can be evaluated with these overrides (the reason of the first is given), or
-            their numbers of test tasks differ.
+        ValueError: there is no run, none can be evaluated with these overrides (the reason of the first is given),
+            their numbers of test tasks differ, or they make no ensemble.
         OSError: a result cannot be written.
     """
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     require(bool(runs), "RUN", "at least one run's folder", "none")
+    given, settings = overrides, _settings(overrides)
+    together, overrides = _take_ensemble(overrides)
     opened, left_out = _open(runs, overrides)
     _require_some(opened, left_out)
     _refuse_other_numbers_of_tasks(opened)
-    out = _place(folders, overrides, output)
+    whole = all(folder in opened or folder in left_out for folder in folders)  # runs, and no folders of runs
+    if together and whole:
+        refuse_unlike({folder: _keys(run) for folder, run in opened.items()})
+    out = _place(folders, settings, output)
     scored = _score(runs, opened, overrides, left_out)
     _require_some(scored, left_out)
     places = doubles([result.keys for result in scored])
@@ -85,9 +102,13 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
     twice = {
         scored[i].folder: f"the same config and seed as {scored[j].folder}, which counts" for i, j in places.items()
     }
+    fitted: dict[Path, dict[str, float]] = {}
+    for members in list(_ensembles(results, whole)) if together else []:
+        result, factors = _ensemble([opened[member.folder] for member in members])
+        fitted[result.folder] = factors
+        results.append(result)
     configurations = group(results)
     pairs = list(differences(configurations))
-    settings = _settings(overrides)
     console = Console()
     print_fitted(table(configurations, settings), len(configurations[0].label) + 1)
     if pairs:
@@ -100,22 +121,27 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
         say(f"left out: {folder}: {reason}")
     for folder, reason in twice.items():
         say(f"trained twice: {folder}: {reason}")
+    for folder, factors in fitted.items():
+        words = ", ".join(f"{kind} {factor:.3g}" for kind, factor in factors.items())
+        say(f"{folder}: fitted as it is served, on the sigma or temperature of its members: {words or 'nothing'}")
     for result in results:
         if failed := failed_tasks(result.scores.each):
-            say(f"{result.folder}: {describe_failed(failed, len(result.scores.each['loss']))}")
+            say(f"{result.folder}: {describe_failed(failed, result.summary['test/tasks'])}")
     if out != folders[0]:
         make_folder(out)
     if kept := write_csv(out / "results.csv", results, settings):
         say(f"kept: the earlier results.csv, which held other results, is {kept}")
+    paper.write(out, configurations, settings)
     drawn = charts.charts(configurations)
-    drawings = _draw(configurations, overrides, drawn, out / "pictures")
+    drawings = _draw(configurations, overrides, out / "pictures")
+    printed = plots.draw_charts(drawn, out / "pictures")
     missing = left_out | twice
-    report.write(out / "report.html", configurations, pairs, drawn, drawings, missing, overrides, provenance())
-    say(f"written: {out / 'results.csv'}, {out / 'report.html'}, {out / 'pictures'}")
+    report.write(out / "report.html", configurations, pairs, printed, drawings, missing, given, provenance())
+    say(f"written into {out}: results.csv, summary.csv, table.tex, report.html, pictures")
     return 1 if left_out else 0
 
 
-def _place(folders: Sequence[Path], overrides: Sequence[str], output: str | None) -> Path:
+def _place(folders: Sequence[Path], settings: Sequence[str], output: str | None) -> Path:
     """Return the folder to write into; raises ValueError or OSError where that is impossible."""
     remedy = "choose a folder by output=FOLDER"
     if output is not None:
@@ -124,7 +150,7 @@ def _place(folders: Sequence[Path], overrides: Sequence[str], output: str | None
         require(usable, f"output={output}", "a folder to write into", "a file" if output else "nothing")
     elif len(folders) > 1:
         out = COMPARISONS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    elif settings := _settings(overrides):
+    elif settings:
         require_writable(folders[0], remedy)
         make_folder(folders[0] / EVALUATED)
         out = folders[0] / EVALUATED / override_folder(settings)
@@ -156,7 +182,13 @@ def find_runs(folder: Path) -> Iterator[Path]:
             below.clear()
         below.sort()
     found += unreadable
-    require(bool(found), str(folder), "a run's folder, or a folder of runs", "a folder without any", "run train.py")
+    require(
+        bool(found),
+        str(folder),
+        "a run's folder, or a folder of runs",
+        "a folder without any",
+        f"train one by {typed('train')}",
+    )
     yield from found
 
 
@@ -235,6 +267,7 @@ def _show_alone(result: Result) -> None:
     alone = group([result])
     list(differences(alone))
     table(alone)
+    paper.latex(alone)
     charts.charts(alone)
 
 
@@ -246,7 +279,7 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     scores = score_tasks(run.learner, run.family, run.cfg.test_tasks, _device(run), advance)
     return Result(
         folder=run.folder,
-        keys=flatten(OmegaConf.to_container(run.cfg)),
+        keys=_keys(run),
         scores=scores,
         served=run.learner.served,
         metric=run.learner.algorithm.likelihood.metric,
@@ -254,6 +287,39 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
         curve=read_curve(run.folder / "curves.csv"),
         made_by={k: v for k, v in run.metrics.items() if k.startswith("version/") or k == "git_commit"},
     )
+
+
+def _keys(run: Restored) -> dict[str, Any]:
+    return flatten(OmegaConf.to_container(run.cfg))
+
+
+def _take_ensemble(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether ``overrides`` ask for ensembles, and the others."""
+    asked = [words.partition("=")[2].lower() for words in overrides if words.lstrip("+").partition("=")[0] == ENSEMBLE]
+    for value in asked:
+        require(value in ("true", "false"), ENSEMBLE, "true or false", value)
+    others = [words for words in overrides if words.lstrip("+").partition("=")[0] != ENSEMBLE]
+    return asked[-1:] == ["true"], others
+
+
+def _ensembles(results: Sequence[Result], whole: bool) -> Iterator[Sequence[Result]]:
+    """Yield those that predict together: all of them as a ``whole``, or those of each configuration."""
+    yield from [list(results)] if whole else [configuration.runs for configuration in group(results)]
+
+
+def _ensemble(members: Sequence[Restored]) -> tuple[Result, dict[str, float]]:
+    """Return the result of runs that predict together, and the factors that were fitted to them."""
+    first = members[0]
+    together = Ensemble([run.learner for run in members])
+    for run in members:
+        run.learner.to(_device(first)).eval()
+    if first.cfg.get("calibrate"):
+        together.fit(EvaluationBatches(first.family, "validation", first.cfg.validation_tasks))
+    scores = score_batches(together.evaluate, first.family, first.cfg.test_tasks, _device(first))
+    keys = shared_keys([_keys(run) for run in members])
+    folder = Path(f"{ENSEMBLE} {keys[ENSEMBLE]}: {', '.join(str(run.folder) for run in members)}")
+    metric = first.learner.algorithm.likelihood.metric
+    return Result(folder, keys, scores, metric, command="", curve={}, made_by={}), together.factors
 
 
 def _fit(run: Restored, keep: bool) -> None:
@@ -285,15 +351,14 @@ def _command(folder: Path) -> str:
         overrides = read_overrides(folder)
     except ValueError:
         return ""
-    return shlex.join(["uv", "run", "train.py", *overrides]) if overrides else ""
+    return f"{typed('train')} {shlex.join(overrides)}" if overrides else ""
 
 
 def table(configurations: Sequence[Configuration], settings: Sequence[str] = ()) -> Table:
     """Return a table of a row a configuration, with a line for each predictive; ``settings`` stand above it."""
     first = configurations[0]
     tasks = first.runs[0].summary["test/tasks"]
-    shown = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
-    scores = [s for s in shown if any(c.estimate(f"{c.predictives[0]}/{s}") for c in configurations)]
+    scores = shown_scores(configurations)
     words = f"{tasks} test tasks; mean ± half width of the 95 % interval"
     words += cell(f"; evaluated with {' '.join(settings)}") if settings else ""
     out = Table(title=words, title_justify="left", show_lines=True)
@@ -308,16 +373,16 @@ def table(configurations: Sequence[Configuration], settings: Sequence[str] = ())
 
 
 def difference_table(pairs: Sequence[Difference]) -> Table:
-    """Return a table of the paired differences; those whose interval excludes 0 are bold."""
+    """Return a table of the paired differences; above it is said how many, and which are bold."""
     shown = dict.fromkeys([*SHOWN, *(name for pair in pairs for name in own_scores(pair.of.runs[0].keys))])
     scores = [s for s in shown if any(s in pair.scores for pair in pairs)]
-    words = "paired differences by seed and test task; bold where the 95 % interval excludes 0"
+    words = f"{compared(pairs)}, paired by seed and test task. {looked_at(pairs, scores)}"
     out = Table(title=words, title_justify="left")
     for head in ["", "", *map(title, scores), "± over"]:
         out.add_column(cell(head))
     for pair in pairs:
-        cells = [pair.scores.get(s) for s in scores]
-        text = [f"[bold]{d}[/bold]" if d and abs(d.mean) > d.half else str(d or "") for d in cells]
+        text = [str(pair.scores.get(s) or "") for s in scores]
+        text = [f"[bold]{d}[/bold]" if d and pair.stands_out(s) else d for s, d in zip(scores, text, strict=True)]
         over = next(d.over for d in pair.scores.values() if d.over)
         names = f"{pair.of.name} - {pair.to.name}", f"{pair.predictives[0]} - {pair.predictives[1]}"
         out.add_row(*map(cell, names), *text, over)
@@ -352,25 +417,26 @@ def write_csv(file: Path, results: Sequence[Result], settings: Sequence[str] = (
     return kept
 
 
-def _draw(
-    configurations: Sequence[Configuration], overrides: Sequence[str], drawn: Sequence[charts.Chart], folder: Path
-) -> dict[str, Path]:
-    """Draw the charts, and new tasks for the first run of each configuration; return those pictures by title.
+def _draw(configurations: Sequence[Configuration], overrides: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Draw new tasks for the first run of each configuration; return the pictures by title.
 
     A family that has no picture, or one that fails, is left out.
     """
     make_folder(folder)
-    plots.draw_charts(drawn, folder)
     drawings: dict[str, Path] = {}
-    for number, configuration in enumerate(configurations, 1):
+    named: Counter[str] = Counter()
+    for configuration in configurations:
         first = configuration.runs[0]
+        if ENSEMBLE in first.keys:
+            continue
         try:
             run = open_run(first.folder, overrides)
         except (ValueError, OSError):  # it was removed meanwhile
             continue
         run.learner.served = first.served
         title = f"{configuration.name}, seed {first.seed}"
-        place = folder / f"tasks_{number}"
+        named[name := charts.file_name(title)] += 1
+        place = folder / (f"tasks_{name}" + (f"_{named[name]}" if named[name] > 1 else ""))
         files = pictures.draw_or_warn(run.learner, run.family, title, place, "the comparison goes on")
         for file in files:
             if file.suffix == ".png":

@@ -7,8 +7,10 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from meta_exp.comparison.charts import Chart, Curve
+from meta_exp.comparison.swept import Axis
 from meta_exp.runs.pictures import STYLE, save
 from meta_exp.terminal import plain
 
@@ -16,41 +18,55 @@ DASHES = ("-", "--", "-.", ":")  # with the markers they tell curves apart witho
 MARKERS = "os^Dv<>PX"
 
 
-def draw_charts(charts: Sequence[Chart], folder: Path) -> list[Path]:
-    """Draw each chart into ``folder`` as PNG and SVG, named for it, and return the files."""
+def draw_charts(charts: Sequence[Chart], folder: Path) -> dict[Path, Chart]:
+    """Draw each chart into ``folder`` as PNG and SVG, named for it, and return them by their PNG files."""
     with matplotlib.style.context(STYLE):
-        return [file for chart in charts for file in save(draw_chart(chart), folder / chart.name)]
+        return {save(draw_chart(chart), folder / chart.name)[0]: chart for chart in charts}
 
 
 def draw_chart(chart: Chart) -> Figure:
     """Draw curves with their bands, and the bars below them where there are some; legible without colour."""
-    rows, height = (2, 4.6) if chart.bars else (1, 3.4)
+    rows, height = (2, 5.2) if chart.bars else (1, 3.4)
     ratios = {"height_ratios": [3, 1]} if chart.bars else None
     figure = Figure(figsize=(5.6, height), layout="constrained")
-    grid = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw=ratios)
-    ax = grid[0, 0]
-    if chart.diagonal:
-        ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=0)
+    ax, *below = figure.subplots(rows, 1, squeeze=False, gridspec_kw=ratios)[:, 0]
     for curve in chart.curves:
         _draw_line(ax, curve, chart.steps)
-    if chart.log_x:
-        ax.set_xscale("log")
-    ax.set(title=plain(chart.title), ylabel=chart.y_label)
+    if chart.diagonal:
+        ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=0, label=chart.diagonal)
+    _set_x_axis(ax, chart.x_axis)
+    ax.set(title=plain(chart.title), xlabel=plain(chart.x_label), ylabel=chart.y_label)
     if chart.curves:
         figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=1 + (len(chart.curves) > 6))
     for j, bars in enumerate(chart.bars):
         width = 0.8 / len(bars.x) / len(chart.bars)
         x = np.asarray(bars.x) + (j - (len(chart.bars) - 1) / 2) * width
-        grid[1, 0].bar(x, bars.y, width, color=f"C{bars.group}", lw=0)
-        grid[1, 0].set_ylabel(chart.bars_label)
-    grid[-1, 0].set_xlabel(chart.x_label)
+        below[0].bar(x, bars.y, width, color=f"C{bars.group}", lw=0)
+        below[0].set(xlabel=chart.bars_x_label, ylabel=chart.bars_label, xlim=ax.get_xlim())
+    if chart.level is not None:
+        below[0].axhline(chart.level, color="0.6", lw=0.8, zorder=3)
     return figure
+
+
+def _set_x_axis(ax: Axes, x_axis: Axis) -> None:
+    if x_axis.log:
+        ax.set_xscale("log")
+        ax.set_xticks(*zip(*x_axis.ticks, strict=True))
+        ax.minorticks_off()
+    elif x_axis.whole:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _draw_line(ax: Axes, curve: Curve, steps: bool) -> None:
     dash = "--" if curve.dashed else "-" if steps else DASHES[curve.group % len(DASHES)]
     marker = "" if steps or len(curve.x) > 40 else MARKERS[curve.group % len(MARKERS)]
     color, drawstyle = f"C{curve.group}", "steps-mid" if steps else "default"
+    if not curve.joined:
+        ends = None
+        if curve.low and curve.high:
+            ends = np.subtract(curve.y, curve.low), np.subtract(curve.high, curve.y)
+        ax.errorbar(curve.x, curve.y, ends, fmt=marker or "o", color=color, label=plain(curve.name), elinewidth=0.8)
+        return
     ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=plain(curve.name), drawstyle=drawstyle)
     if curve.low and curve.high:
         ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, lw=0)

@@ -45,7 +45,11 @@ TITLES = {  # of the scores of a predictive, in the order of a table
     "conformal_size_90": "conformal set size 90 %",
     "auroc": "AUROC foreign",
 }
+SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_95", "auroc")  # of these a table's width
+MISSES = 0.05  # of 95 % intervals
+ENOUGH_SEEDS = 5  # before a difference is marked
 ABSENT = "-"  # a key that a configuration does not have
+ENSEMBLE = "ensemble"  # a key that results of several runs together have beside those of a config
 ALGORITHM = ("choices.algorithm", "choices.curvature", "algorithm._target_", "curvature", "predictives")
 
 
@@ -63,7 +67,10 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """One run, evaluated. ``command`` made it, ``curve`` is its learning curve by column, ``made_by`` versions."""
+    """One run, evaluated. ``command`` made it, ``curve`` is its learning curve by column, ``made_by`` versions.
+
+    An ensemble has the keys that its members share, their folders as one name, and their seeds in one word.
+    """
 
     folder: Path
     keys: Keys
@@ -75,9 +82,10 @@ class Result:
     served: dict[str, Hyper] = field(default_factory=dict)  # the values that predictives were calibrated to
 
     @property
-    def seed(self) -> int:
-        """The seed of weights and training tasks."""
-        return int(self.keys["seed"])
+    def seed(self) -> int | str:
+        """The seed of weights and training tasks; of an ensemble those of its members."""
+        seed: int | str = self.keys["seed"]
+        return seed
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -94,8 +102,10 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """The label in words."""
-        return describe(self.label) or "run"
+        """The label in words; of a configuration that is alone, its algorithm and data set."""
+        keys = self.runs[0].keys
+        alone = " on ".join(str(keys[key]) for key in ("choices.algorithm", "choices.dataset") if key in keys)
+        return describe(self.label) or alone
 
     @property
     def scores(self) -> list[str]:
@@ -125,23 +135,33 @@ class Configuration:
 
 
 class Difference(NamedTuple):
-    """LLAMA minus MAML: the configurations, their predictives, and the difference of each score that both have."""
+    """An algorithm minus MAML: their configurations and predictives, the difference of each score that both have."""
 
     of: Configuration
     to: Configuration
     predictives: tuple[str, str]
     scores: dict[str, Estimate]
+    seeds: int
+
+    def stands_out(self, score: str) -> bool:
+        """Whether the interval over five seeds or more excludes 0; of fewer it says too little, two may agree."""
+        estimate = self.scores[score]
+        return self.seeds >= ENOUGH_SEEDS and abs(estimate.mean) > estimate.half
 
 
 def group(results: Sequence[Result]) -> list[Configuration]:
     """Group runs into configurations, in order of their labels; of two runs with one seed, the later counts."""
-    groups: dict[tuple[str, ...], dict[int, Result]] = {}
+    groups: dict[tuple[str, ...], dict[int | str, Result]] = {}
     for identity, result in zip(_identities([result.keys for result in results]), results, strict=True):
         groups.setdefault(identity, {})[result.seed] = result
     firsts = [next(iter(runs.values())).keys for runs in groups.values()]
     telling = telling_keys(firsts)
+    if any(ENSEMBLE in keys for keys in firsts) and ENSEMBLE not in telling:  # it is what its row is
+        telling.append(ENSEMBLE)
     found = [
-        Configuration({key: keys.get(key, ABSENT) for key in telling}, [runs[seed] for seed in sorted(runs)])
+        Configuration(
+            {key: keys.get(key, ABSENT) for key in telling}, [runs[seed] for seed in sorted(runs, key=_order)]
+        )
         for keys, runs in zip(firsts, groups.values(), strict=True)
     ]
     return sorted(found, key=lambda configuration: [_order(value) for value in configuration.label.values()])
@@ -174,6 +194,15 @@ def telling_keys(configs: Sequence[Keys]) -> list[str]:
     return told
 
 
+def shared_keys(configs: Sequence[Keys]) -> dict[str, Any]:
+    """Return the keys of an ensemble of these configs: what all have alike, all algorithms and all seeds."""
+    first, size = configs[0], len(configs)
+    alike = {key: value for key, value in first.items() if all(repr(c.get(key)) == repr(value) for c in configs)}
+    algorithms = dict.fromkeys(str(config["choices.algorithm"]) for config in configs)
+    seeds = " ".join(str(config["seed"]) for config in configs)
+    return alike | {"choices.algorithm": " + ".join(algorithms), "seed": seeds, ENSEMBLE: f"of {size}"}
+
+
 def differing_keys(configs: Sequence[Keys]) -> list[str]:
     """Return every key in which the configs differ, the seed included."""
     names = dict.fromkeys(key for keys in configs for key in keys)
@@ -195,12 +224,33 @@ def differences(configurations: Sequence[Configuration]) -> Iterator[Difference]
             for kind in of.predictives:
                 other = kind if kind in to.predictives else "map"
                 scores = {name: _paired(pairs, f"{kind}/{name}", f"{other}/{name}") for name in of.scores}
-                yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d})
+                yield Difference(of, to, (kind, other), {name: d for name, d in scores.items() if d}, len(pairs))
+
+
+def compared(pairs: Sequence[Difference]) -> str:
+    """Return which algorithms the differences are of."""
+    of, to = (dict.fromkeys(map(_algorithm, side)) for side in ([p.of for p in pairs], [p.to for p in pairs]))
+    return f"{', '.join(of)} minus {', '.join(to)}"
+
+
+def looked_at(pairs: Sequence[Difference], scores: Sequence[str]) -> str:
+    """Say how many differences are shown, how many intervals would exclude 0 by chance, and which are marked."""
+    count = sum(len(pair.scores.keys() & set(scores)) for pair in pairs)
+    chance = f"{count} differences are looked at: were there none, about {count * MISSES:.2g} intervals would exclude 0"
+    if all(pair.seeds < ENOUGH_SEEDS for pair in pairs):
+        return f"{chance}. None is bold: that takes {ENOUGH_SEEDS} seeds."
+    return f"{chance}. Bold: so do these, over {ENOUGH_SEEDS} seeds or more."
 
 
 def own_scores(keys: Keys) -> list[str]:
     """Return the names of the scores of one's own that a config adds."""
     return [key.split(".")[1] for key in keys if key.startswith("scores.") and key.endswith("._target_")]
+
+
+def shown_scores(configurations: Sequence[Configuration]) -> list[str]:
+    """Return the scores that a table shows: those that any of the predictives has, those of one's own last."""
+    names = dict.fromkeys([*SHOWN, *(name for c in configurations for name in own_scores(c.runs[0].keys))])
+    return [name for name in names if any(c.estimate(f"{c.predictives[0]}/{name}") for c in configurations)]
 
 
 def title(score: str) -> str:
@@ -248,7 +298,7 @@ def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
 
 def _same_but_algorithm(a: Keys, b: Keys) -> bool:
     shared = [key for key in a if key in b and is_identity(key) and not within(key, ALGORITHM)]
-    return all(a[key] == b[key] for key in shared)
+    return (ENSEMBLE in a) == (ENSEMBLE in b) and all(a[key] == b[key] for key in shared)
 
 
 def as_number(value: object) -> float | None:

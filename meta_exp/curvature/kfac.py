@@ -32,6 +32,7 @@ from meta_exp.adaptation import Params
 from meta_exp.config.checks import require, require_at_most
 from meta_exp.curvature.base import Curvature
 from meta_exp.curvature.layerwise import DiagonalPrecision, LayerPrecision, LayerwisePosterior
+from meta_exp.curvature.layerwise_mode import LayerwiseModePosterior
 from meta_exp.curvature.rows import Block, cotangents, layer_rows, patches, pull, squares, with_bias
 from meta_exp.curvature.spectrum import eigenbasis, eigenvalues
 from meta_exp.curvature.taps import Taps, layers_with_parameters
@@ -82,6 +83,23 @@ class KroneckerPrecision(LayerPrecision):
         scaled = seen * (1 + values).rsqrt()
         return (squares(scaled.flatten(1), outputs) + squares(rest.flatten(1), outputs)) / self.tau
 
+    def multiply(self, v: Tensor) -> Tensor:
+        """Return tau v + B v A."""
+        a = (self.a if self.columns is None else self.a[:, self.columns]).double()
+        b = self.b.double()
+        return self.tau * v + b.T @ (b @ v @ a.T) @ a
+
+    def solve(self, v: Tensor) -> Tensor:
+        """Return the inverse times v by the eigenbases, held constant, and the derivative by a step of refinement."""
+        values, left, right = (part.detach() for part in self._basis())
+        scale, tau = values / (1 + values), self.tau.detach()
+
+        def inverse(u: Tensor) -> Tensor:
+            return (u - left @ (scale * (left.T @ u @ right)) @ right.T) / tau
+
+        solved = inverse(v.detach())
+        return solved + inverse(v - self.multiply(solved))
+
     def _basis(self) -> tuple[Tensor, Tensor, Tensor]:
         """Eigenvalues of B (x) A over tau, [K_B, K_A], and eigenvectors of B [O, K_B] and A [I, K_A]."""
         (of_b, left), (of_a, right) = eigenbasis(self.b), eigenbasis(self.a)
@@ -101,6 +119,7 @@ class KFAC(Curvature):
         seed: of the table of signs.
     """
 
+    finds_mode = True
     default_eta = 0.01  # its log det is above the GGN's: 1.6 times on the sinusoid network at tau = 1000, more below
 
     def __init__(
@@ -146,6 +165,8 @@ class KFAC(Curvature):
             else:
                 a, columns = _inputs(layer, a)
                 precisions[name] = KroneckerPrecision(a / len(a) ** 0.5, _gradients(g), tau, columns)
+        if prior_mean is not None:
+            return LayerwiseModePosterior(precisions, self.taps, params, likelihood, data, tau, prior_mean)
         return LayerwisePosterior(precisions, self.taps, params)
 
     def exact(self) -> "KFAC":

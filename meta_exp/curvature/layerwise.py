@@ -34,6 +34,14 @@ class LayerPrecision(ABC):
     def variance(self, rows: Block, outputs: int) -> Tensor:
         """Covariances [M, outputs, outputs] of the inner products with the layer's rows at M points, in float64."""
 
+    @abstractmethod
+    def multiply(self, v: Tensor) -> Tensor:
+        """Return the block's product with v [..., O, I], in float64."""
+
+    @abstractmethod
+    def solve(self, v: Tensor) -> Tensor:
+        """Return the block's inverse times v [..., O, I], in float64; its first derivatives are right."""
+
 
 @dataclass(frozen=True)
 class DiagonalPrecision(LayerPrecision):
@@ -54,6 +62,14 @@ class DiagonalPrecision(LayerPrecision):
         """Inner products of the rows weighted by 1 / (d + tau)."""
         scaled = rows.dense().double() * (self.d + self.tau).rsqrt()
         return squares(scaled.flatten(1), outputs)
+
+    def multiply(self, v: Tensor) -> Tensor:
+        """Return (d + tau) v."""
+        return (self.d + self.tau) * v
+
+    def solve(self, v: Tensor) -> Tensor:
+        """Return v / (d + tau)."""
+        return v / (self.d + self.tau)
 
 
 class LayerwisePosterior(Posterior):

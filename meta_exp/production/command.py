@@ -16,7 +16,8 @@ from rich.table import Table
 
 from meta_exp.config.checks import require
 from meta_exp.files import is_stream, write_rows, writing
-from meta_exp.production.predictor import Classification, Predictor, Regression, load
+from meta_exp.production.answers import Classification, Regression
+from meta_exp.production.predictor import Predictor, load
 from meta_exp.tasks.images.files import list_classes, list_images
 from meta_exp.tasks.tables.table import read_columns, read_table
 from meta_exp.terminal import cell

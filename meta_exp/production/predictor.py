@@ -25,11 +25,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
@@ -40,6 +40,9 @@ from meta_exp.likelihoods import Likelihood
 from meta_exp.likelihoods.predictive import ClassPredictive, NumberPredictive, Predictive
 from meta_exp.models import couples_points
 from meta_exp.prediction import KINDS, Prediction
+from meta_exp.production import plot
+from meta_exp.production.answers import Array, Classification, Regression, as_given, on_cpu
+from meta_exp.runs.fit import keep
 from meta_exp.runs.restore import Restored, open_run
 from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode, Examples
@@ -47,9 +50,9 @@ from meta_exp.tasks.images.files import Treatment, read_images
 from meta_exp.tasks.tables.columns import RunColumns, Scale
 from meta_exp.training.learner import EVALUATION, Adapted, Learner
 
-Array = Any  # a NumPy array or a tensor, whichever was given
-Interval = tuple[Array, Array]
-METHODS = ("predictive", "conformal")  # of an interval
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 POINTS = 1000  # that a network sees at once, those of the support that stand beside others included; bounds the memory
 
 
@@ -58,6 +61,7 @@ def load(
     overrides: str | Sequence[str] = (),
     device: str | torch.device = "cpu",
     trust: str | Sequence[str] = (),
+    model: nn.Module | None = None,
 ) -> "Predictor":
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
@@ -66,82 +70,15 @@ def load(
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
         device: where to compute; posterior draws are the same on each.
         trust: modules of your own whose classes the run's config may name; they are imported.
+        model: the network, of a predictor that was fitted to one that no config can build; it stays as it is.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust)
+    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust, model)
     run.learner.to(device)
     return Predictor(run)
-
-
-@dataclass(frozen=True)
-class Regression:
-    """Predictive distributions of y at n points, observation noise included; a mixture for draws.
-
-    ``mean`` and ``variance`` are [n] or [n, outputs], as y was given.
-    """
-
-    mean: Array
-    variance: Array
-    _predictive: NumberPredictive
-    _scale: Scale | None = None
-    _conformal: Conformal | None = None
-
-    @property
-    def std(self) -> Array:
-        """The standard deviation, [n] or [n, outputs]."""
-        return self.variance**0.5
-
-    def interval(self, level: float = 0.95, method: Literal["predictive", "conformal"] = "predictive") -> Interval:
-        """Return the lower and upper end of an interval that holds y with probability ``level``.
-
-        Args:
-            level: the probability, between 0 and 1.
-            method: ``predictive``, the central interval of the predictive, which is right where the predictive is, and
-                of counts holds y with that probability or more; or ``conformal``, mean +- q std, which on average over
-                tasks like the run's, with as many examples, holds y with that probability whatever the predictive is
-                worth; infinite where the run's calibration had too few tasks for the level.
-
-        Raises:
-            ValueError: the level is no probability, or the run has no thresholds for conformal intervals.
-        """
-        require(0 < level < 1, "level", "a probability between 0 and 1", level)
-        require(method in METHODS, "method", f"one of {', '.join(METHODS)}", method)
-        if method == "conformal":
-            std = self._predictive.variance.sqrt()
-            low, high = _known("method=conformal", self._conformal).interval(self._predictive.mean, std, level)
-        else:
-            low, high = self._predictive.interval(level)
-        if self._scale:
-            low, high = self._scale.restore(low), self._scale.restore(high)
-        return _as_given(low.reshape(self.mean.shape), self.mean), _as_given(high.reshape(self.mean.shape), self.mean)
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Class probabilities [n, k] in the order of ``classes`` [k], their ``entropy`` [n] in nats, ``labels`` [n]."""
-
-    probabilities: Array
-    entropy: Array
-    labels: Array
-    classes: Array
-    _predictive: ClassPredictive
-    _conformal: Conformal | None = None
-
-    def prediction_set(self, level: float = 0.95, empty: bool = False) -> Array:
-        """Return which classes are in the conformal set of each point, booleans [n, k] in the order of ``classes``.
-
-        On average over tasks like the run's, with as many classes and examples, the set holds the true class with
-        probability ``level`` or more. The likeliest class is always in it; with ``empty`` it need not be, and the
-        probability is ``level``: a set that is empty then says that nothing fits.
-
-        Raises:
-            ValueError: the level is no probability, or the run has no thresholds for conformal sets.
-        """
-        record = _known("prediction_set", self._conformal)
-        return _as_given(record.prediction_set(self._predictive.probabilities, level, empty), self.probabilities)
 
 
 class Turn:
@@ -176,6 +113,7 @@ class Predictor:
     """
 
     def __init__(self, run: Restored) -> None:
+        self.run = run
         self.learner: Learner = run.learner
         self.classifies = run.family.classes
         self.input_shape = tuple(run.family.input_shape)
@@ -187,6 +125,26 @@ class Predictor:
         treatment: Treatment = getattr(run.family, "treatment", Treatment())
         self._invert = treatment.invert
         self._mean, self._std = (torch.tensor(value)[:, None, None] for value in (treatment.mean, treatment.std))
+
+    def __repr__(self) -> str:
+        """Return what it is, in a line."""
+        algorithm, model, choices = self.learner.algorithm, self.learner.model, self.run.cfg.choices
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        parts = [f"{choices.algorithm} on {choices.dataset}", f"{type(model).__name__} of {weights} weights"]
+        parts += [f"curvature {type(algorithm.curvature).__name__}"] if algorithm.curvature else []
+        return f"Predictor({', '.join(parts)})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write it into a new folder, from which ``meta_exp.load`` makes one that predicts the same.
+
+        A network that was given as such, and not as a class, is given to ``load`` again; a class of your own is named
+        in the folder, and needs ``trust`` there. Tasks of your own are not kept.
+
+        Raises:
+            ValueError: the folder holds something.
+            OSError: it cannot be written.
+        """
+        keep(self.run, Path(folder))
 
     def read(self, files: Sequence[str | Path]) -> np.ndarray:
         """Read image files of any size and mode as inputs of the network; see ``meta_exp.tasks.images.files``."""
@@ -219,7 +177,7 @@ class Predictor:
             remedy = "bring x and y to the scale of the training tasks, or take fewer steps"
             require(finite, "adapt", "finite parameters after adaptation", "NaN or infinity", remedy)
         flat = classes is None and np.ndim(y) == 1
-        return AdaptedTask(self, served, inputs, classes, flat)
+        return AdaptedTask(self, served, inputs, classes, flat, (on_cpu(x), on_cpu(y)))
 
     def inputs(self, x: Array) -> Tensor:
         """Return x as the network takes it, [n, *input_shape]; raises ValueError where it cannot be."""
@@ -244,6 +202,15 @@ class Predictor:
             require(0 <= low <= high <= 1, "x", "pixels in [0, 1]", f"{low:.4g} to {high:.4g}", remedy)
             values = (values - self._mean) / self._std
         return values.to(self.learner.device)
+
+    def picture_of(self, x: Array) -> np.ndarray:
+        """Return images as people saw them, [n, H, W] or [n, H, W, 3] in [0, 1]: ink, which is high, dark."""
+        values = on_cpu(x)
+        values = values / 255 if values.dtype == np.uint8 else values
+        values = values[:, None] if values.ndim == 3 else values
+        if self.input_shape[0] == 1:
+            return values[:, 0] if self._invert is False else 1 - values[:, 0]
+        return np.moveaxis(values, 1, -1)
 
     @property
     def _y_scale(self) -> Scale | None:
@@ -303,6 +270,12 @@ class AdaptedTask:
     support: Tensor  # inputs [N, ...] of the network, which it adapted to
     classes_: Array | None
     flat: bool  # y was given as [n]
+    given: tuple[np.ndarray, np.ndarray]  # x and y, as they were
+
+    def __repr__(self) -> str:
+        """Return what it is, in a line."""
+        classes = "" if self.classes_ is None else f" of {len(self.classes_)} classes"
+        return f"AdaptedTask({len(self.support)} examples{classes}, {', '.join(self.served)})"
 
     def predict(
         self,
@@ -347,6 +320,46 @@ class AdaptedTask:
             noise = self._noise(n, generator)
         return [Network(self, tree_map(lambda z, s=s: z[s : s + 1], noise)) for s in range(n)]
 
+    def plot(
+        self, x: Array | None = None, kind: str | None = None, level: float = 0.95, ax: "Axes | None" = None
+    ) -> "Axes":
+        """Draw the task and return the axes.
+
+        Inputs of one dimension have a curve, with the interval that holds y with probability ``level``, and the
+        examples; of classes the probability of each. Images have a row a class: its examples and, of the images ``x``,
+        those that are taken for it.
+
+        Args:
+            x: where to predict; by default over the range of the examples and a little beyond, and of no images.
+            kind: of the prediction; see ``predict``.
+            level: of the interval.
+            ax: axes to draw into; by default of a new figure.
+
+        Raises:
+            ValueError: inputs have several dimensions and are no images, or x does not fit.
+        """
+        shape, images = self.predictor.input_shape, len(self.predictor.input_shape) == 3
+        drawable = images or shape == (1,)
+        require(drawable, "plot", "inputs of one dimension, or images", f"inputs of shape {list(shape)}")
+        shown, y = self.given
+        if images:
+            found = None if x is None else self.predict(x, kind=kind)
+            ax = plot.new_axes() if ax is None else ax
+            picture = self.predictor.picture_of
+            plot.draw_images(ax, picture(shown), y, None if x is None else picture(x), found)  # type: ignore[arg-type]
+            return ax
+        grid = np.sort(on_cpu(x), 0) if x is not None else plot.grid_over(shown)
+        found = self.predict(grid, kind=kind)
+        ax = plot.new_axes() if ax is None else ax
+        columns = self.predictor.columns
+        ax.set_xlabel(columns.x[0] if columns else "x")
+        if isinstance(found, Classification):
+            plot.draw_probabilities(ax, grid, found, shown, y)
+        else:
+            ax.set_ylabel(columns.y[0] if columns and len(columns.y) == 1 else "y")
+            plot.draw_curve(ax, grid, found, shown, y, level)
+        return ax
+
     @property
     def theta_i(self) -> Params:
         """The adapted parameters, of the predictive that is the default."""
@@ -376,7 +389,7 @@ class AdaptedTask:
         [outputs] = self._predict("sample", self.predictor.inputs(x), draw, at=self.served[kind]).outputs
         predictive = self._likelihood(kind).plug_in(outputs)
         if self.classes_ is not None:
-            return _as_given(self._of_own_classes(predictive).probabilities, x)
+            return as_given(self._of_own_classes(predictive).probabilities, x)
         return self._regression(predictive, x).mean
 
     def _noise(self, samples: int, generator: torch.Generator | None) -> Noise:
@@ -421,7 +434,7 @@ class AdaptedTask:
         mean, variance, scale = predictive.mean, predictive.variance, self.predictor._y_scale
         if scale:
             mean, variance = scale.restore(mean), scale.restore_variance(variance)
-        mean, variance = (_as_given(self._as_y(value), x) for value in (mean, variance))
+        mean, variance = (as_given(self._as_y(value), x) for value in (mean, variance))
         return Regression(mean, variance, predictive, scale, conformal)
 
     def _classification(self, predictive: Predictive, x: Array, conformal: Conformal | None) -> Classification:
@@ -429,7 +442,7 @@ class AdaptedTask:
         places = own.probabilities.argmax(-1)
         assert self.classes_ is not None
         labels = self.classes_[places if isinstance(self.classes_, Tensor) else places.cpu().numpy()]
-        probabilities, entropy = _as_given(own.probabilities, x), _as_given(own.entropy, x)
+        probabilities, entropy = as_given(own.probabilities, x), as_given(own.entropy, x)
         return Classification(probabilities, entropy, labels, self.classes_, own, conformal)
 
     def _of_own_classes(self, predictive: Predictive) -> ClassPredictive:
@@ -449,18 +462,14 @@ class Network:
     task: AdaptedTask
     draw: Noise
 
+    def __repr__(self) -> str:
+        """Return what it is."""
+        return f"Network(drawn from {self.task!r})"
+
     def __call__(self, x: Array) -> Array:
         """Return the mean [n] or [n, outputs] without noise, or probabilities [n, k], at x."""
         with self.task.predictor.turn, torch.no_grad():
             return self.task._drawn(x, self.draw)
-
-
-def _known(key: str, conformal: Conformal | None) -> Conformal:
-    """Return the thresholds of a predictive; raises ValueError where there are none."""
-    remedy = "evaluate.py RUN calibrate=true makes them for the predictives of its evaluation"
-    require(conformal is not None, key, "a run that has thresholds for this predictive", "none", remedy)
-    assert conformal is not None
-    return conformal
 
 
 def _numbers(values: Array, name: str) -> Tensor:
@@ -485,8 +494,3 @@ def _finite(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         column = f", column {place[0]}" if len(place) == 1 else f", pixel {place}" if place else ""
         require(False, f"{name}, row {row}{column}", "a finite number", float(values[tuple(bad[0])]))
     return values
-
-
-def _as_given(values: Tensor, like: Array) -> Array:
-    """Return ``values`` as a tensor on the device of ``like`` if that is one, else as a NumPy array."""
-    return values.to(like.device) if isinstance(like, Tensor) else values.cpu().numpy()

@@ -192,16 +192,19 @@ def imply_prior_precision(cfg: DictConfig) -> None:
         cfg.curvature.prior_precision = float(scale / (steps * lr))
 
 
-def build(cfg: DictConfig) -> Run:
-    """Build everything that a resolved config names; raises ValueError where a setting is out of range."""
+def build(cfg: DictConfig, family: TaskFamily | None = None, model: nn.Module | None = None) -> Run:
+    """Build everything that a resolved config names; raises ValueError where a setting is out of range.
+
+    A task family and a network that are given take the place of those that it names.
+    """
     from_keys(_rest, cfg, "name", "calibrate", "matmul_precision")()
-    family = _part(cfg, "dataset")()
+    family = _part(cfg, "dataset")() if family is None else family
     if not _is_ours(family):
         fitness.refuse_unfit(family)
     set_precision(cfg.matmul_precision, images=len(family.input_shape) == 3)
     stream = from_keys(TaskStream, cfg, *STREAM)(family)
     torch.manual_seed(cfg.seed)  # of the weights; all else that is random has generators of its own
-    learner = build_learner(cfg, family)
+    learner = build_learner(cfg, family, model)
     _try_scores(learner, family)
     _try_optimizer(_part(cfg, "optimizer"))
     folder = Path(cfg.run_dir)
@@ -224,12 +227,13 @@ def build(cfg: DictConfig) -> Run:
     return Run(family, stream, learner, trainer, callbacks["best"], recorder, callbacks["progress"])
 
 
-def build_learner(cfg: DictConfig, family: TaskFamily) -> Learner:
-    """Build the model with its likelihood, curvature and algorithm."""
+def build_learner(cfg: DictConfig, family: TaskFamily, model: nn.Module | None = None) -> Learner:
+    """Build the model, unless it is given, with its likelihood, curvature and algorithm."""
     likelihood = _part(cfg, "likelihood")()
     _check_fit(likelihood, family)
     outputs = likelihood.outputs_for(family.outputs)
-    model = _part(cfg, "model")(input_shape=family.input_shape, outputs=outputs)
+    if model is None:
+        model = _part(cfg, "model")(input_shape=family.input_shape, outputs=outputs)
     refuse_repeated_layers(model)
     if _is_ours(model):
         refuse_fused_norms(model, family.input_shape)
@@ -351,12 +355,14 @@ def has_curvature(cfg: DictConfig) -> bool:
     return cfg.choices.curvature not in (None, "none")
 
 
-def _check_fit(likelihood: likelihoods.Likelihood, family: TaskFamily) -> None:
-    """Raise ValueError where the family's targets are not those of the likelihood; counts are numbers too.
+def targets_of(family: TaskFamily) -> str:
+    """Return what the targets of a family are: classes, numbers, or, where it says so by ``targets``, counts."""
+    return str(getattr(family, "targets", "classes" if family.classes else "numbers"))
 
-    A family of counts says so by ``targets = "counts"``.
-    """
-    given = getattr(family, "targets", "classes" if family.classes else "numbers")
+
+def _check_fit(likelihood: likelihoods.Likelihood, family: TaskFamily) -> None:
+    """Raise ValueError where the family's targets are not those of the likelihood; counts are numbers too."""
+    given = targets_of(family)
     taken = {given} | ({"numbers"} if given == "counts" else set())
     known = [kind for kind in vars(likelihoods).values() if isinstance(kind, type) and hasattr(kind, "targets")]
     expected = ", ".join(sorted(_option(kind) for kind in known if kind.targets in taken))

@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from meta_exp.config.keys import NOT_IN_NAME, within
+from meta_exp.installation import typed
 
 LONGEST_FOLDER = 200  # bytes; file systems take 255
 LONGEST_ID = 120  # W&B takes 128
@@ -84,5 +85,6 @@ def _legal(name: str, plain: bool, longest: int, identity: str) -> str:
     return f"{clean}-{digest}" if clean else digest
 
 
-# the one resolver: Hydra names the folder of a job before it calls anything of ours
+# the two resolvers: Hydra names the folder of a job, and shows its help, before it calls anything of ours
 OmegaConf.register_new_resolver("override_folder", override_folder, replace=True)
+OmegaConf.register_new_resolver("typed", typed, replace=True)

@@ -9,6 +9,7 @@ the working folder.
 
 import os
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,13 +20,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import Tensor
+from torch import Tensor, nn
 
 from meta_exp.config.checks import one_line, require
 from meta_exp.config.keys import within
 from meta_exp.config.overrides import parse
 from meta_exp.config.schema import constructor, from_keys
 from meta_exp.files import read_json
+from meta_exp.installation import CONF, typed
 from meta_exp.runs.build import STREAM, build_learner, imply_prior_precision, take_types
 from meta_exp.runs.calibration import CALIBRATION, Calibration
 from meta_exp.runs.saved import FORMAT, read_config
@@ -36,7 +38,6 @@ from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.data import TaskStream
 from meta_exp.training.learner import Learner
 
-CONF = Path(__file__).parents[2] / "conf"
 OVERRIDABLE = (  # the keys that matter once a run is trained
     "dataset",
     "curvature",
@@ -80,14 +81,18 @@ class Restored:
     family: TaskFamily
     learner: Learner
     metrics: Metrics
+    calibration: Calibration | None = None  # that it is served with
+    tuned: bool = False  # by an earlier version, tau alone
 
 
-def open_run(folder: Path, overrides: Sequence[str] = (), trust: str | Sequence[str] = ()) -> Restored:
+def open_run(
+    folder: Path, overrides: Sequence[str] = (), trust: str | Sequence[str] = (), model: nn.Module | None = None
+) -> Restored:
     """Restore the finished run in ``folder``; its data is not read, and no random generator is touched.
 
     What was calibrated after training is served, unless an override is about what was fitted: another curvature or
     likelihood, or ``calibrate``. ``trust`` names modules of one's own whose classes the config may name, as an override
-    ``trust=[my_package]`` does.
+    ``trust=[my_package]`` does. A ``model`` takes the place of the one that the config names, and gets its weights.
 
     Raises:
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
@@ -101,15 +106,14 @@ def open_run(folder: Path, overrides: Sequence[str] = (), trust: str | Sequence[
         family = constructor(cfg.dataset, "dataset")()
         from_keys(TaskStream, cfg, *STREAM)(family)  # refuses numbers of tasks out of range
         with torch.random.fork_rng(devices=[]):
-            learner = build_learner(cfg, family)
+            learner = build_learner(cfg, family, deepcopy(model))
     except (TypeError, OmegaConfBaseException, HydraException) as error:
         raise ValueError(f"{folder / 'config.yaml'}: expected a config that builds, got {one_line(error)}") from error
     _fill(learner, state, folder / "best.ckpt")
     if learner.gradient.chunk_size == "auto" and isinstance(found := metrics.get(CHUNK_SIZE), int) and found >= 1:
         learner.gradient.chunk_size = found  # the same digits need the same chunks
-    if not refits(overrides):
-        _take_calibration(learner, folder)
-    return Restored(folder, cfg, family, learner.eval(), metrics)
+    calibration, tuned = (None, False) if refits(overrides) else _take_calibration(learner, folder)
+    return Restored(folder, cfg, family, learner.eval(), metrics, calibration, tuned)
 
 
 def load_config(folder: Path, overrides: Sequence[str] = (), trust: str | Sequence[str] = ()) -> DictConfig:
@@ -122,7 +126,7 @@ def load_config(folder: Path, overrides: Sequence[str] = (), trust: str | Sequen
     folder = Path(folder)
     file = folder / "config.yaml"
     require(folder.is_dir(), str(folder), "a run's folder", "a file" if folder.exists() else "nothing there")
-    require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", "start it with train.py")
+    require(file.is_file(), str(folder), "a run's folder, with config.yaml", "none", f"start it with {typed('train')}")
     cfg = read_config(file)
     saved = cfg.get("format")
     remedy = "restore it with the version of meta-exp that trained it, or train it again"
@@ -218,7 +222,7 @@ def _set(cfg: DictConfig, override: Override) -> None:
 
 def _load_metrics(folder: Path) -> Metrics:
     file = folder / "metrics.json"
-    remedy = "train.py writes it last; train the run to its end"
+    remedy = "it is written last; train the run to its end"
     require(file.is_file(), str(folder), "a finished run, with metrics.json", "an unfinished one", remedy)
     return read_metrics(file)
 
@@ -243,14 +247,20 @@ def keeps(overrides: Sequence[str]) -> bool:
     return all(within(override.lstrip("+").partition("=")[0], HARMLESS) for override in overrides)
 
 
-def _take_calibration(learner: Learner, folder: Path) -> None:
-    """Take what was fitted after training; of a run of an earlier version its tuned tau, for all predictives."""
+def _take_calibration(learner: Learner, folder: Path) -> tuple[Calibration | None, bool]:
+    """Take what was fitted after training; of a run of an earlier version its tuned tau, for all predictives.
+
+    Returns the first, and whether there was the second.
+    """
+    calibration = None
     if (file := folder / CALIBRATION).is_file():
         try:
-            Calibration.read(folder).serve(learner)
+            calibration = Calibration.read(folder)
+            calibration.serve(learner)
         except KeyError as error:
             raise ValueError(f"{file}: expected values that the run leaves free, got {one_line(error)}") from error
-    if (file := folder / TUNED).is_file():
+    if tuned := (file := folder / TUNED).is_file():
         tau = read_json(file, "a tuned prior_precision").get("prior_precision", 0)
         require(isinstance(tau, float | int) and tau > 0, f"{file}: prior_precision", "a precision > 0", tau)
         learner.set_prior_precision(tau)
+    return calibration, tuned

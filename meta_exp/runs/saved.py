@@ -39,7 +39,9 @@ DROPPED = (  # keys that are none any more: the same for every run, or set by it
     "callbacks.best.dirpath",
     "callbacks.last.dirpath",
 )
-ADDED = {  # keys that earlier versions did not have, by class, and what they did
+ADDED: dict[str, dict[str, Any]] = {  # keys that earlier versions did not have, by class, and what they did
+    "meta_exp.algorithms.LLAMA": {"inner_loop": "gradient", "mode": False},
+    "meta_exp.algorithms.MAML": {"inner_loop": "gradient", "mode": False},
     "meta_exp.models.Conv4": {"activation": "relu"},
     "meta_exp.models.MLP": {"activation": "relu"},
 }
@@ -47,7 +49,7 @@ ADDED = {  # keys that earlier versions did not have, by class, and what they di
 
 def snapshot(cfg: DictConfig) -> str:
     """Return the text of ``config.yaml`` for a resolved config; whom its user trusted is not its to say."""
-    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "trust"])
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("trust", "format")])
     return f"format: {FORMAT}\n" + OmegaConf.to_yaml(kept, resolve=True)
 
 

@@ -14,7 +14,7 @@ import shlex
 from contextlib import nullcontext
 from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -26,9 +26,10 @@ from rich.table import Table
 
 from meta_exp.algorithms import LLAMA, LLAMAPredictive
 from meta_exp.files import read_json, write_json, write_whole
+from meta_exp.installation import typed
 from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
-from meta_exp.runs.calibration import CALIBRATION, calibrate
+from meta_exp.runs.calibration import CALIBRATION, Calibration, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
@@ -54,6 +55,13 @@ METRICS = {"mse": "mse: squared error of the mean", "accuracy": "accuracy: share
 STEPS_SHOWN = (0, 1, 2, 5, 10, 20, 50, 100)  # of adaptation
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
+
+
+class Learnt(NamedTuple):
+    """What a training found: the step of the best weights, and what was fitted after it."""
+
+    best_step: int
+    calibration: Calibration | None
 
 
 def train(cfg: DictConfig) -> float:
@@ -157,13 +165,18 @@ def _command(folder: Path) -> str:
         return "the sweep's command again"
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
-    return shlex.join(["uv", "run", "train.py", *hydra.overrides.task, f"hydra.run.dir={folder}"])
+    return f"{typed('train')} {shlex.join([*hydra.overrides.task, f'hydra.run.dir={folder}'])}"
 
 
-def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> float:
+def learn(run: Run, folder: Path, calibrated: bool | None, checkpoint: Path | None = None) -> Learnt | None:
+    """Train the run's learner with its checkpoints in ``folder``, give it the best weights, and fit what it serves.
+
+    Of several processes the first has a result, and the others none.
+
+    Raises:
+        FloatingPointError: the objective became infinite or NaN.
+    """
     learner, trainer = run.learner, run.trainer
-    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA | LLAMAPredictive):
-        log.info("algorithm=%s trains without a curvature; the one given is for evaluation", learner.algorithm.name)
     try:
         trainer.fit(learner, run.stream, ckpt_path=checkpoint, weights_only=True)
     except FloatingPointError:
@@ -171,22 +184,48 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         if all(parameter.isfinite().all() for parameter in learner.parameters()):
             trainer.save_checkpoint(folder / "last.ckpt")
         raise
-    assert run.best.loss is not None
     if not trainer.is_global_zero:
-        return run.best.loss
+        return None
     best = read_checkpoint(folder / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
-    fitted: Metrics = {}
-    (folder / CALIBRATION).unlink(missing_ok=True)  # of an evaluation before
-    if cfg.calibrate:
+    calibration = None
+    if calibrated:
         fresh = fresh_batches(run.family, run.stream.conformal_tasks)
         calibration = calibrate(learner, run.stream.val_dataloader(), fresh)
-        calibration.write(folder)
         calibration.serve(learner)
+        log.info("calibrated on %d validation tasks:\n%s", calibration.validation_tasks, calibration.describe())
+    return Learnt(best["global_step"], calibration)
+
+
+def about(cfg: DictConfig, run: Run, best_step: int) -> Metrics:
+    """Return what a result begins with: of what it is."""
+    return {
+        "algorithm": cfg.choices.algorithm,
+        "dataset": cfg.choices.dataset,
+        "curvature": cfg.choices.curvature,
+        "seed": cfg.seed,
+        "steps": run.trainer.global_step,
+        "best_step": best_step,
+        "parameters": sum(p.numel() for p in run.learner.model.parameters()),
+        "validation/loss": run.best.loss,
+    }
+
+
+def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> float:
+    learner, trainer = run.learner, run.trainer
+    if learner.algorithm.curvature is not None and not isinstance(learner.algorithm, LLAMA | LLAMAPredictive):
+        log.info("algorithm=%s trains without a curvature; the one given is for evaluation", learner.algorithm.name)
+    learnt = learn(run, folder, cfg.calibrate, checkpoint)
+    assert run.best.loss is not None
+    if learnt is None:
+        return run.best.loss
+    fitted: Metrics = {}
+    (folder / CALIBRATION).unlink(missing_ok=True)  # of an evaluation before
+    if calibration := learnt.calibration:
+        calibration.write(folder)
         fitted = {f"calibration/{kind}/{n}": v for kind, found in calibration.values.items() for n, v in found.items()}
         served = [kind for kind in learner.algorithm.predictives if kind in learner.predictives][-1]
         fitted[SERVED_NLL] = calibration.nll[served]
-        log.info("calibrated on %d validation tasks:\n%s", calibration.validation_tasks, calibration.describe())
     steps = learner.evaluation_steps
     log.info("testing on %d new tasks%s", cfg.test_tasks, f", after {steps} steps of adaptation each" * (steps > 0))
     scored = score_tasks(learner, run.family, cfg.test_tasks, trainer.strategy.root_device)
@@ -195,14 +234,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         log.warning(describe_failed(failed, cfg.test_tasks))
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
     metrics = {
-        "algorithm": cfg.choices.algorithm,
-        "dataset": cfg.choices.dataset,
-        "curvature": cfg.choices.curvature,
-        "seed": cfg.seed,
-        "steps": trainer.global_step,
-        "best_step": best["global_step"],
-        "parameters": sum(p.numel() for p in learner.model.parameters()),
-        "validation/loss": run.best.loss,
+        **about(cfg, run, learnt.best_step),
         **scores,
         **({"failed_tasks": failed} if failed else {}),
         **{f"train/{name}": value for name, value in learner.shown().items()},
@@ -214,7 +246,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         "time/compile_s": learner.gradient.compile_s,
         **provenance(),
     }
-    title = _title(cfg, best["global_step"])
+    title = _title(cfg, learnt.best_step)
     drawings = pictures.draw_or_warn(learner, run.family, title, folder / "plots", "the run is finished")
     if drawings:
         run.recorder.log_pictures(drawings, trainer.global_step)

@@ -1,4 +1,4 @@
-"""Prepare and verify a data set: python -m meta_exp.tasks omniglot [ROOT] [--download]."""
+"""Prepare and verify a data set: python -m meta_exp.tasks omniglot [ROOT] [--download], or meta-exp tasks ..."""
 
 import os
 from argparse import ArgumentParser
@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from meta_exp import cli
+from meta_exp.installation import typed
 from meta_exp.tasks import MiniImagenet, Omniglot
 from meta_exp.terminal import plain
 
@@ -15,7 +16,7 @@ DATA_SETS = {"omniglot": Omniglot, "mini_imagenet": MiniImagenet}
 
 def main() -> None:
     """Convert the data set if need be, check every image against its hash, and print what there is."""
-    parser = ArgumentParser("python -m meta_exp.tasks", description="Prepare and verify a data set, and count it.")
+    parser = ArgumentParser(typed("tasks"), description="Prepare and verify a data set, and count it.")
     parser.add_argument("data_set", choices=DATA_SETS)
     root = os.environ.get("META_EXP_DATA") or "data"
     parser.add_argument("root", nargs="?", default=root, help="its folder; META_EXP_DATA, or else data")

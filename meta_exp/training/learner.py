@@ -182,15 +182,17 @@ class Learner(LightningModule):
         seed: int = 0,
         foreign: Foreign | None = None,
         of_objective: bool = False,
+        each_step: bool = True,
     ) -> Scores:
         """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``.
 
-        ``of_objective`` takes the curvature of the data that the objective takes it of, in place of the support set's.
+        ``of_objective`` takes the curvature of the data that the objective takes it of, in place of the support set's;
+        without ``each_step`` only the end of the path is scored.
         """
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         served = {kind: self.served[kind] for kind in predictives if kind in self.served}
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served, own=self.scores)
-        score = partial(score, conformal=self.conformal, of_objective=of_objective)
+        score = partial(score, conformal=self.conformal, of_objective=of_objective, each_step=each_step)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
         in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
@@ -251,15 +253,17 @@ class Learner(LightningModule):
 
     def validation_step(self, batch: Episode, batch_idx: int) -> None:
         """Score validation tasks by their loss and metric after adaptation."""
-        self._scores.append(self.evaluate(batch, self.evaluation_steps, self.algorithm.validated).each)
+        self._scores.append(self._validate(batch))
+
+    def _validate(self, batch: Episode) -> dict[str, Tensor]:
+        return self.evaluate(batch, self.evaluation_steps, self.algorithm.validated, each_step=False).each
 
     @torch.no_grad()
     def validation_scores(self, stream: TaskStream) -> list[str]:
         """Return the names of the scores that a validation logs, found by one task."""
         [one] = EvaluationBatches(stream.family, "validation", 1)
         one = tree_map(lambda value: value.to(self.device), one)
-        scores = self.evaluate(one, self.evaluation_steps, self.algorithm.validated)
-        return [f"validation/{name}" for name in scores.each]
+        return [f"validation/{name}" for name in self._validate(one)]
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all validation tasks."""

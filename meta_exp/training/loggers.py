@@ -23,6 +23,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from meta_exp.config.checks import one_line, require, shown
 from meta_exp.training.history import STEP, TASKS, History
+from meta_exp.training.panels import ACROSS, panels
 
 log = logging.getLogger(__name__)
 ITERATION = "trainer/global_step"
@@ -192,6 +193,10 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, save_dir: str) -> None:
         super().__init__(save_dir, name="tensorboard", version="", default_hp_metric=False)
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log ``metrics`` and the panels that runs are compared by."""
+        super().log_metrics({**panels(metrics), **metrics}, step)
+
     def log_pictures(self, files: Sequence[Path], step: int) -> None:
         """Log PNG files as images."""
         from matplotlib.image import imread
@@ -286,7 +291,7 @@ class WandB(Logger):
             Path(self.run.dir).with_name(OWNER).write_text(owner)
         self.run.define_metric(ITERATION, hidden=True)
         self.run.define_metric(TASKS, hidden=True)
-        for part in ("train/*", "test/*", "pictures/*"):
+        for part in (f"{ACROSS}*", "train/*", "test/*", "pictures/*"):
             self.run.define_metric(part, step_metric=ITERATION)
         self.run.define_metric("validation/*", step_metric=ITERATION, summary="min")
         self.run.define_metric(f"validation/map/{HIGHER_IS_BETTER}*", step_metric=ITERATION, summary="max")
@@ -295,7 +300,7 @@ class WandB(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log ``metrics`` against the step, and where they tell the tasks seen, against those too."""
         by_tasks = {BY_TASKS + name: value for name, value in metrics.items() if name != TASKS and TASKS in metrics}
-        self.run.log({**metrics, **by_tasks, ITERATION: step})
+        self.run.log({**panels(metrics), **metrics, **by_tasks, ITERATION: step})
 
     def log_pictures(self, files: Sequence[Path], step: int) -> None:
         """Log PNG files as images."""

@@ -22,7 +22,7 @@ from torch.func import functional_call
 import meta_exp
 from meta_exp.adaptation import Meta
 from meta_exp.algorithms import MAML, LLAMAPredictive
-from meta_exp.curvature import GGN, KFAC, LastLayer
+from meta_exp.curvature import GGN, KFAC, Diagonal, Hessian, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Probit
 from meta_exp.runs.build import build
 from meta_exp.training.meta_gradient import MetaGradient
@@ -79,7 +79,7 @@ def test_joint_density_of_a_linear_model_is_the_ratio_of_evidences():
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("structure", [GGN, LastLayer, KFAC, Diagonal])
 @pytest.mark.parametrize("likelihood", [Gaussian(SIGMA, learned=True), Probit()])
 def test_gradcheck(likelihood, structure, steps):
     """In theta and every learned value, through the mode found without derivatives."""
@@ -93,7 +93,7 @@ def test_gradcheck(likelihood, structure, steps):
     assert torch.autograd.gradcheck(objective, inputs)
 
 
-@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("structure", [GGN, LastLayer, KFAC, Diagonal])
 @pytest.mark.parametrize("likelihood", [Gaussian(SIGMA, learned=True), Probit()])
 def test_tasks_at_once_equal_one_by_one(likelihood, structure):
     algorithm = predictive(likelihood, structure)
@@ -111,7 +111,9 @@ def test_tasks_at_once_equal_one_by_one(likelihood, structure):
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
 @pytest.mark.parametrize(
-    ("likelihood", "structure"), [(Gaussian(SIGMA, learned=True), GGN), (Probit(), LastLayer)], ids=["ggn", "classes"]
+    ("likelihood", "structure"),
+    [(Gaussian(SIGMA, learned=True), GGN), (Probit(), LastLayer), (Gaussian(SIGMA, learned=True), KFAC)],
+    ids=["ggn", "classes", "kfac"],
 )
 def test_compiled_and_checkpointed_equal_eager(likelihood, structure):
     """In one graph, where nothing comes back to Python."""
@@ -141,7 +143,7 @@ def test_strong_prior_is_the_network_at_theta():
     ("settings", "message"),
     [
         ({"curvature": None}, "algorithm=llama_predictive: expected a curvature, got curvature=none"),
-        ({"curvature": KFAC(mlp(), (2,))}, "expected a curvature that can find the mode, got curvature=kfac"),
+        ({"curvature": Hessian(mlp(), (2,))}, "expected a curvature that can find the mode, got curvature=hessian"),
         ({"likelihood": Categorical()}, "expected a predictive in closed form, got Categorical"),
         ({"likelihood": Probit(), "joint": True}, "algorithm.joint=true: expected likelihood=gaussian, got Probit"),
         ({"likelihood": HeteroscedasticGaussian()}, "HeteroscedasticGaussian"),

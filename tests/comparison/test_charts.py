@@ -43,8 +43,8 @@ def test_band_is_the_interval_and_for_learning_curves_the_range():
 def test_sweep_is_in_order_and_logarithmic_where_it_can_be():
     drawn = found(*(regression(0, eta) for eta in (1.0, 0.01, 0.1)))
     assert drawn["sweep_eta_nll"].curves[0].x == [0.01, 0.1, 1.0]
-    assert drawn["sweep_eta_mse"].log_x
-    assert not found(regression(0, 0.0), regression(0, 0.1))["sweep_eta_mse"].log_x
+    assert drawn["sweep_eta_mse"].x_axis.log
+    assert not found(regression(0, 0.0), regression(0, 0.1))["sweep_eta_mse"].x_axis.log
     assert not [name for name in found(regression()) if name.startswith("sweep")]
 
 
@@ -62,10 +62,36 @@ def test_the_best_possible_is_a_line_of_its_own():
     assert not [name for name in plain if "bayes" in name or "regret" in name or "conformal" in name]
 
 
+def test_figures_say_what_their_lines_and_bars_are():
+    """The diagonal in the legend; what the bars stand over below them, and how high they are where calibrated."""
+    drawn = found(classification()) | found(regression(0), regression(1))
+    for name, words in (("reliability_map", "accuracy = confidence"), ("coverage_map", "observed = nominal")):
+        figure = plots.draw_chart(drawn[name])
+        assert any(words in text.get_text() for text in figure.legends[0].get_texts())
+        above, below = figure.axes
+        assert above.get_xlabel() == drawn[name].x_label
+        assert below.get_xlabel() == drawn[name].bars_x_label
+        assert above.get_xlim() == below.get_xlim()
+    assert "F(y)" in drawn["coverage_map"].bars_x_label
+    assert drawn["coverage_map"].level == pytest.approx(1 / 20)
+
+
+def test_steps_are_whole_numbers_and_swept_values_are_ticks():
+    drawn = found(*(regression(0, eta) for eta in (1.0, 0.0, 0.01, 0.1)))
+    for name in ("steps_mse", "learning"):
+        figure = plots.draw_chart(drawn[name])
+        figure.canvas.draw()
+        assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
+    figure = plots.draw_chart(drawn["sweep_eta_mse"])
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "0.01", "0.1", "1"]
+
+
 def test_charts_are_drawn_with_a_legend_and_marks_that_need_no_colour(tmp_path):
     drawn = found(classification(), regression(0, 0.1), regression(0, 0.5), regression(1, 0.5))
     files = plots.draw_charts(list(drawn.values()), tmp_path)
-    assert {file.name for file in files} == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
-    assert all(file.stat().st_size > 4000 for file in files)
+    assert [file.name for file in files] == [f"{name}.png" for name in drawn]
+    assert list(files.values()) == list(drawn.values())
+    assert {file.name for file in tmp_path.iterdir()} == {f"{name}.{kind}" for name in drawn for kind in ("png", "svg")}
+    assert all(file.stat().st_size > 4000 for file in tmp_path.iterdir())
     lines = plots.draw_chart(drawn["steps_mse"]).axes[0].get_lines()
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 2

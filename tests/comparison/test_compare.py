@@ -49,8 +49,15 @@ def test_a_sweep_with_an_unfinished_run(sweep):
         assert len(scores) > 30
         assert {key: float(row[key]) for key in scores} == scores  # to the last digit
         assert row["seed"] == name[-1]
+    with (sweep / "summary.csv").open(newline="") as stream:
+        lines = [(line["choices.algorithm"], line["predictive"], line["over"]) for line in csv.DictReader(stream)]
+    rows = [("llama", "map"), ("llama", "sample"), ("llama", "linearized"), ("maml", "map")]
+    assert lines == [(*row, "2 seeds") for row in rows]
+    figures = re.findall(r"\$(\S+ \\pm \S+)\$", (sweep / "table.tex").read_text())
+    assert len(figures) >= 4 * 4
+    assert all(figure.replace(r"\pm", "±") in result.stdout for figure in figures)
     pictures = {str(path.relative_to(sweep / "pictures")) for path in (sweep / "pictures").rglob("*.png")}
-    assert {"steps_mse.png", "coverage_linearized.png", "learning.png", "tasks_1/fan.png"} <= pictures
+    assert {"steps_mse.png", "coverage_linearized.png", "learning.png", "tasks_maml_seed_0/fan.png"} <= pictures
     report = (sweep / "report.html").read_text()
     assert "maml_1" in report
     assert "expected" in report.split("Left out")[1][:500]
@@ -243,7 +250,7 @@ def test_where_files_land(sweep, tmp_path):
     assert result.returncode == 0, result.stderr
     assert [path.name for path in place.iterdir()] == ["outputs"]
     [folder] = (place / "outputs" / "comparison").iterdir()
-    files = {"results.csv", "report.html", "pictures"}
+    files = {"results.csv", "summary.csv", "table.tex", "report.html", "pictures"}
     assert {path.name for path in folder.iterdir()} == files
     (place / "linked").symlink_to(sweep / "maml_0")  # the user's own
     result = commands.run("evaluate.py", place, "linked", "test_tasks=12", "output=~/mine", HOME=str(place))
@@ -320,13 +327,14 @@ def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_pa
     victim = tmp_path / "elsewhere"
     victim.mkdir()
     (victim / "start_file").write_text("mine")
-    for name in ("report.html", ".report.html.part", "results.csv.part", "pictures.part"):
+    for name in ("report.html", ".report.html.part", "results.csv.part", "pictures.part", "table.tex", "summary.csv"):
         (stranger / name).symlink_to(victim / "start_file")
     (stranger / "results.csv").symlink_to(victim / "new")
     (stranger / "pictures").mkdir()
     (stranger / "pictures" / "learning.png").symlink_to(victim / "start_file")
     (stranger / "pictures" / "learning.svg").hardlink_to(victim / "start_file")
-    (stranger / "pictures" / "tasks_1").symlink_to(victim)
+    tasks = stranger / "pictures" / "tasks_HYPERLINK_1_2J_on_sinusoid_seed_0"
+    tasks.symlink_to(victim)
     keys = {"=cmd|calc!A1": "=1+1", "zz\x1b[2J": "\x1b]0;owned\x07"}
     config = OmegaConf.load(stranger / "config.yaml")
     config.choices.algorithm = "=HYPERLINK(1)\x1b[2J"
@@ -348,7 +356,7 @@ def test_nothing_is_written_through_what_a_strangers_folder_brings(sweep, tmp_pa
     other = shutil.copytree(sweep / "maml_1", stranger.with_name("other\x1b[2J"))
     result = commands.run("evaluate.py", tmp_path, stranger)
     assert "Traceback" not in result.stderr, result.stderr
-    (stranger / "pictures" / "tasks_1").unlink()
+    tasks.unlink()
     both = tmp_path / "both"
     both.mkdir()
     stranger.rename(both / "stranger")

@@ -44,7 +44,9 @@ def test_runs_that_differ_in_the_seed_are_one_configuration():
 def test_a_label_holds_no_key_that_others_imply():
     (first, _) = group([result(0), llama(0)])
     assert dict(first.label) == {"choices.algorithm": "llama"}
-    assert group([result(0), result(1)])[0].name == "run"
+    [alone] = group([result(0), result(1)])
+    assert alone.label == {}
+    assert alone.name == "maml"  # a picture of it says at least this
 
 
 def test_interval_over_seeds_is_students():

@@ -162,7 +162,7 @@ def test_conformal_sets(character_run, letters):
 
 def test_what_has_no_thresholds_says_how_to_get_them(sinusoid_run, sinusoid, characters, letters):
     """A predictive that the run's calibration left out, and a posterior after the fact."""
-    refused = r"a run that has thresholds for this predictive, got none; evaluate\.py RUN calibrate=true makes them"
+    refused = r"a run that has thresholds for this predictive, got none; uv run evaluate\.py RUN calibrate=true makes"
     for found in (
         sinusoid.adapt(X, Y).predict(GRID, kind="sample"),
         meta_exp.load(sinusoid_run, "curvature=last_layer").adapt(X, Y).predict(GRID),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from meta_exp.runs import pictures
 from meta_exp.runs.build import build
 from meta_exp.runs.train import train
 from meta_exp.tasks import Episode, Examples, Sinusoid
-from meta_exp.tasks.picture import Pictured
+from meta_exp.tasks.images.files import Treatment
+from meta_exp.tasks.images.picture import ClassifiedImages
+from meta_exp.tasks.picture import Pictured, View
 
 SMOKE = ["trainer=smoke", "logger=none", "samples=3"]
 
@@ -45,6 +48,29 @@ def test_an_episode_is_saved(config, tmp_path, omniglot_root):
     assert sorted(file.name for file in files) == ["episode.png", "episode.svg"]
 
 
+@pytest.mark.parametrize(("ways", "columns", "rows", "queries"), [(3, 5, 1, 6), (12, 6, 2, 12), (20, 10, 2, 20)])
+def test_an_episode_of_many_ways_wraps(ways, columns, rows, queries):
+    """No wider than ten images; of many probabilities the likeliest are drawn, and always that of the true class."""
+    labels = np.arange(ways)
+    images = np.zeros((ways, 1, 4, 4))
+    truth = np.repeat(labels, 2)
+    p = np.random.default_rng(0).dirichlet(np.ones(ways), len(truth))
+    p[0, 0] = 0.0
+    query = np.zeros((len(truth), 1, 4, 4))
+    view = View(images, labels, query, truth, {}, None, None, {"map": p, "sample": p[:, ::-1]})
+    figure = ClassifiedImages(SimpleNamespace(treatment=Treatment(None, (0.0,), (1.0,)))).draw([view])
+    assert figure.get_size_inches()[0] <= 13
+    top, bottom = figure.subfigs
+    assert len(top.axes) == columns * rows
+    assert sum(bool(ax.images) for ax in top.axes) == ways
+    bars = [ax for ax in bottom.axes if ax.patches]
+    assert len(bars) == queries
+    assert all(len(ax.patches) == 2 * min(ways, 5 if ways > 10 else ways) for ax in bars)
+    for ax, c in zip(bars, [*labels, *labels][:queries], strict=True):
+        [true] = [tick for tick in ax.get_xticklabels() if tick.get_fontweight() == "bold"]
+        assert true.get_text() == chr(ord("A") + c)
+
+
 def test_a_band_is_the_linearized_predictive(config):
     """Its half width is 1.96 times the deviation of the linearised outputs with noise."""
     run = build(config(*SMOKE))
@@ -62,6 +88,21 @@ def test_a_band_is_the_linearized_predictive(config):
         np.testing.assert_allclose(view.path[10], mean, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(view.path[0], algorithm.network(meta.theta, query.x).detach(), rtol=1e-5, atol=1e-6)
         assert view.draws.shape == (3, 200, 1)
+
+
+def test_a_curve_runs_from_left_to_right_whatever_the_order_of_its_points(config):
+    """Its draws and band too: points in disorder give the same picture as those in order."""
+    run = build(config(*SMOKE))
+    [view, *_] = views(run)
+    order = np.random.default_rng(0).permutation(len(view.query_x))
+    path = {k: values[order] for k, values in view.path.items()}
+    band = view.band._replace(**{name: getattr(view.band, name)[order] for name in view.band._fields})
+    parts = {"query_x": view.query_x[order], "query_y": view.query_y[order], "draws": view.draws[:, order]}
+    drawn = [run.family.picture.draw([seen]).axes[0] for seen in (view, view._replace(path=path, band=band, **parts))]
+    for line, other in zip(*([*ax.lines, *ax.artists] for ax in drawn), strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), other.get_xydata())
+    paths = [ax.collections[0].get_paths()[0].vertices for ax in drawn]
+    np.testing.assert_array_equal(*paths)
 
 
 def test_without_a_posterior_the_band_is_the_noise(config):

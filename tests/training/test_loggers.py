@@ -118,6 +118,30 @@ def test_tensorboard_holds_scores_and_pictures(config):
     assert events.Tags()["images"] == ["pictures/fan"]
 
 
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_panels_to_compare_runs_by_come_first(config, tmp_path, logger):
+    """As curves and once at the end; dashboards sort sections by name."""
+    keys = ["algorithm=llama_predictive", "dataset.noise=0.3", f"logger={logger}"]
+    keys += [f"logger.wandb.save_dir={tmp_path}"] if logger == "wandb" else []
+    cfg = config(*TINY, *keys)
+    train(cfg)
+    if logger == "wandb":
+        (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+        logged = [[named(i) for i in r.history.item] for r in records(file) if r.HasField("history")]
+        counts = {name: sum(name in row for row in logged) for row in logged for name in row}
+    else:
+        event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        events = event_accumulator.EventAccumulator(str(Path(cfg.run_dir) / "tensorboard"))
+        events.Reload()
+        counts = {name: len(events.Scalars(name)) for name in events.Tags()["scalars"]}
+    ends = dict.fromkeys(("nll", "regret", "coverage_95", "mse"), 1)
+    curves = {f"validation_{name}": 2 for name in ("nll", "coverage_95", "mse")}
+    found = {name.removeprefix("across_runs/"): n for name, n in counts.items() if name.startswith("across_runs/")}
+    assert found == ends | curves
+    assert min(name for name in counts if "/" in name).startswith("across_runs/")
+    assert not any("by_tasks/across_runs" in name for name in counts)
+
+
 def files(folder):
     """All files below a folder; of wandb's own, which has links and a log of itself, what is to be synced."""
     return {

@@ -60,10 +60,11 @@ def add_legend(figure: Figure, ax: Axes) -> None:
 
 
 def draw_task(ax: Axes, view: View, *, curve: bool = True) -> None:
-    """Draw one task, whose query points are a ``curve`` or else data; draws do not stretch the axes."""
+    """Draw one task, whose query points, in any order, are a ``curve`` or else data; draws do not stretch the axes."""
     assert view.band is not None
-    mean, low, high = (values[:, 0] for values in view.band)
-    grid, truth, steps = view.query_x[:, 0], view.query_y[:, 0], max(view.path)
+    order = np.argsort(view.query_x[:, 0], kind="stable")
+    mean, low, high = (values[order, 0] for values in view.band)
+    grid, truth, steps = view.query_x[order, 0], view.query_y[order, 0], max(view.path)
     label = "95 % band" + (" (noise only)" if view.draws is None else "")
     ax.fill_between(grid, low, high, color="C0", alpha=0.18, lw=0, label=label)
     if curve:
@@ -72,12 +73,12 @@ def draw_task(ax: Axes, view: View, *, curve: bool = True) -> None:
         ax.plot(grid, truth, ".", color="black", ms=4, label="query points")
     for k, style in ({0: ":", 1: "--", steps: "-"} if steps else {0: ":"}).items():
         name = {0: "before adaptation", 1: "after 1 step"}.get(k, f"after {k} steps")
-        ax.plot(grid, view.path[k][:, 0], style, color="C0" if k else "gray", lw=1.4, label=name)
+        ax.plot(grid, view.path[k][order, 0], style, color="C0" if k else "gray", lw=1.4, label=name)
     if not steps:  # adaptation is a solve, whose result is the band's middle
         ax.plot(grid, mean, "-", color="C0", lw=1.4, label="adapted")
     ax.plot(view.support_x[:, 0], view.support_y[:, 0], "o", color="C3", ms=5, label="support points", zorder=5)
     if view.draws is not None:
-        drawn = view.draws[:DRAWS, :, 0].T
+        drawn = view.draws[:DRAWS, order, 0].T
         lines = ax.plot(grid, drawn, color="0.45", lw=0.5, alpha=0.7, zorder=1)
         lines[0].set_label("posterior draws")
         for line in lines:

@@ -24,7 +24,7 @@ from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
 from meta_exp.tasks.images.files import Treatment
 from meta_exp.tasks.images.picture import ClassifiedImages
-from meta_exp.tasks.images.source import Listing, Pixels, Source, draft_folder, shorten
+from meta_exp.tasks.images.source import Listing, Pixels, Source, draft_folder, learn2learn, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
 IMAGES, SIDE = 600, 84
@@ -170,11 +170,10 @@ def fetch(root: Path) -> None:
         name = pickle_name(split)
         if (root / name).exists():
             continue
+        their = learn2learn("data.utils")
         with draft_folder(root) as draft:
             try:
-                from learn2learn.data.utils import download_file
-
-                download_file(f"{RECORD}/{name}", str(draft / name))
+                their.download_file(f"{RECORD}/{name}", str(draft / name))
             except OSError as error:
                 raise ConnectionError(
                     f"dataset.download: expected {name} from {RECORD}, got {error}; put it into {root} yourself"

@@ -25,7 +25,7 @@ from meta_exp.tasks.episode import ClassEpisode, Episode
 from meta_exp.tasks.images.episodes import ImageTasks, Integers, check_sizes
 from meta_exp.tasks.images.files import Treatment
 from meta_exp.tasks.images.picture import ClassifiedImages
-from meta_exp.tasks.images.source import Listing, Pixels, Source, draft_folder, shorten
+from meta_exp.tasks.images.source import Listing, Pixels, Source, draft_folder, learn2learn, shorten
 from meta_exp.tasks.images.store import ImageStore, open_store
 
 DRAWINGS, SOURCE_SIDE, SIDE = 20, 105, 28
@@ -205,17 +205,16 @@ def find_set(folder: Path, name: str) -> Path:
 def fetch(root: Path) -> None:
     """Fetch with learn2learn, from github.com/brendenlake/omniglot, the sets that are missing under ``root``.
 
-    Raises ConnectionError where they cannot be had; nothing half-fetched stays.
+    Raises ConnectionError where they cannot be had, ValueError without learn2learn; nothing half-fetched stays.
     """
     target = root / "omniglot-py"
     missing = [name for name in ALPHABETS if not (target / f"{name}.zip").exists() and not (target / name).exists()]
     if not missing:
         return
+    their = learn2learn("vision.datasets")
     with draft_folder(root) as draft:
         try:
-            from learn2learn.vision.datasets import FullOmniglot
-
-            FullOmniglot(str(draft), download=True)
+            their.FullOmniglot(str(draft), download=True)
         except (OSError, RuntimeError) as error:
             raise ConnectionError(
                 f"dataset.download: expected Omniglot (16 MB), got {error}; put {'.zip and '.join(missing)}.zip of "

@@ -10,13 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
+
+from meta_exp.config.checks import require
+from meta_exp.installation import with_extra
 
 Pixels = NDArray[np.uint8]
 
@@ -67,6 +72,17 @@ def draft_folder(root: Path) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".fetching-", dir=root) as draft:
         yield Path(draft)
+
+
+def learn2learn(module: str) -> ModuleType:
+    """Import a module of learn2learn, which fetches data sets; raises ValueError where it is not installed."""
+    try:
+        return import_module(f"learn2learn.{module}")
+    except ModuleNotFoundError as error:
+        expected = f"{str(error.name).partition('.')[0]}, by which it is fetched"
+        remedy = f"it comes with {with_extra('learn2learn')}, or put the files there yourself and leave it out"
+        require(False, "dataset.download", expected, "none", remedy)
+        raise
 
 
 def shorten(names: Sequence[str], most: int = 5) -> str:

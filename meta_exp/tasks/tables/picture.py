@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 
-from meta_exp.tasks.episode import Episode, Examples
+from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.functions.picture import TASKS, add_legend, draw_task
 from meta_exp.tasks.picture import Band, Values, View
 from meta_exp.tasks.stream import TaskFamily, draw_tasks
@@ -29,17 +29,15 @@ class Tabular(TaskFamily, Protocol):
 
 @dataclass(frozen=True)
 class FittedRows:
-    """The first test tasks: support, query points in order of x, predictions, the band and posterior draws."""
+    """The first test tasks: support, query points, predictions, the band and posterior draws."""
 
     family: Tabular
 
     name = "rows"
 
     def tasks(self) -> Episode:
-        """Draw the first test tasks, the query points of each in order of x."""
-        support, (x, y) = draw_tasks(self.family, "test", 0, TASKS)
-        order = x.argsort(1)
-        return Episode(support, Examples(x.gather(1, order), y.gather(1, order)))
+        """Draw the first test tasks."""
+        return draw_tasks(self.family, "test", 0, TASKS)
 
     def draw(self, views: Sequence[View]) -> Figure:
         """Draw the tasks side by side."""
