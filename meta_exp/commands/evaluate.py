@@ -20,6 +20,10 @@ See which runs there are, and how they stand and score; nothing is computed:
   {TYPED} list                                  below outputs/, newest first
   {TYPED} list outputs/sinusoid_sweep sort=test/linearized/nll algorithm=llama seed=0 state=finished
 
+Have runs predict together as one mixture, a row of its own: all that are named, or of a sweep those of a configuration:
+  {TYPED} RUN RUN RUN ensemble=true
+  {TYPED} outputs/sinusoid_sweep ensemble=true
+
 Give an older run what today's are served with, fitted values and conformal thresholds, from now on:
   {TYPED} RUN calibrate=true
 
@@ -63,6 +67,8 @@ def command() -> None:
     ours = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in (*NEW_TASK, "output"))
     overrides = [override for override in overrides if override.split("=", 1)[0] not in ours]
     if ours.keys() & set(NEW_TASK):
+        together = any(words.lstrip("+").startswith("ensemble=") for words in overrides)
+        require(not together, "ensemble", "a comparison of runs", "a new task, which one run answers", "leave it out")
         with cli.quick_imports():
             from meta_exp.production.command import answer
         answer(folders, overrides, **ours)

@@ -8,6 +8,9 @@ predictive), ``report.html`` and ``pictures/`` into one folder:
     one RUN, or one sweep            its folder; with settings of the evaluation changed, one below it, named for them
     several                          outputs/comparison/<time>
 
+With ``ensemble=true`` the runs predict together too (``ensemble.py``): all that were given, or, where a sweep's folder
+was, those of each configuration; a row of its own beside those of its members.
+
 An earlier ``results.csv`` that holds what the new one does not is kept under another name.
 """
 
@@ -28,7 +31,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from meta_exp.comparison import charts, paper, plots, report
+from meta_exp.comparison.ensemble import Ensemble, refuse_unlike
 from meta_exp.comparison.results import (
+    ENSEMBLE,
     SHOWN,
     Configuration,
     Difference,
@@ -41,6 +46,7 @@ from meta_exp.comparison.results import (
     heading,
     looked_at,
     own_scores,
+    shared_keys,
     shown_scores,
     title,
 )
@@ -54,7 +60,7 @@ from meta_exp.runs.names import override_folder
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
-from meta_exp.runs.test_set import describe_failed, score_tasks
+from meta_exp.runs.test_set import describe_failed, score_batches, score_tasks
 from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.terminal import cell, plain, print_fitted
 from meta_exp.training.data import CONFORMAL_TASKS, EvaluationBatches, fresh_batches
@@ -70,19 +76,25 @@ REASON = 500  # characters of it: a damaged file may hold anything
 def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str | None = None) -> int:
     """Evaluate the runs in ``folders``, print the table and write the report; return 1 if a run was left out, else 0.
 
-    ``output`` is the folder to write into. Of two runs with one config and one seed the later counts, which is said.
+    ``overrides`` are of the runs' configs, in Hydra's grammar, or ``ensemble``. ``output`` is the folder to write to.
+    Of two runs with one config and one seed the later counts, which is said.
 
     Raises:
-        ValueError: there is no run, none can be evaluated with these overrides (the reason of the first is given), or
-            their numbers of test tasks differ.
+        ValueError: there is no run, none can be evaluated with these overrides (the reason of the first is given),
+            their numbers of test tasks differ, or they make no ensemble.
         OSError: a result cannot be written.
     """
     runs = list(dict.fromkeys(run for folder in folders for run in find_runs(folder)))
     require(bool(runs), "RUN", "at least one run's folder", "none")
+    given, settings = overrides, _settings(overrides)
+    together, overrides = _take_ensemble(overrides)
     opened, left_out = _open(runs, overrides)
     _require_some(opened, left_out)
     _refuse_other_numbers_of_tasks(opened)
-    out = _place(folders, overrides, output)
+    whole = all(folder in opened or folder in left_out for folder in folders)  # runs, and no folders of runs
+    if together and whole:
+        refuse_unlike({folder: _keys(run) for folder, run in opened.items()})
+    out = _place(folders, settings, output)
     scored = _score(runs, opened, overrides, left_out)
     _require_some(scored, left_out)
     places = doubles([result.keys for result in scored])
@@ -90,9 +102,13 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
     twice = {
         scored[i].folder: f"the same config and seed as {scored[j].folder}, which counts" for i, j in places.items()
     }
+    fitted: dict[Path, dict[str, float]] = {}
+    for members in list(_ensembles(results, whole)) if together else []:
+        result, factors = _ensemble([opened[member.folder] for member in members])
+        fitted[result.folder] = factors
+        results.append(result)
     configurations = group(results)
     pairs = list(differences(configurations))
-    settings = _settings(overrides)
     console = Console()
     print_fitted(table(configurations, settings), len(configurations[0].label) + 1)
     if pairs:
@@ -105,9 +121,12 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
         say(f"left out: {folder}: {reason}")
     for folder, reason in twice.items():
         say(f"trained twice: {folder}: {reason}")
+    for folder, factors in fitted.items():
+        words = ", ".join(f"{kind} {factor:.3g}" for kind, factor in factors.items())
+        say(f"{folder}: fitted as it is served, on the sigma or temperature of its members: {words or 'nothing'}")
     for result in results:
         if failed := failed_tasks(result.scores.each):
-            say(f"{result.folder}: {describe_failed(failed, len(result.scores.each['loss']))}")
+            say(f"{result.folder}: {describe_failed(failed, result.summary['test/tasks'])}")
     if out != folders[0]:
         make_folder(out)
     if kept := write_csv(out / "results.csv", results, settings):
@@ -117,12 +136,12 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
     drawings = _draw(configurations, overrides, out / "pictures")
     printed = plots.draw_charts(drawn, out / "pictures")
     missing = left_out | twice
-    report.write(out / "report.html", configurations, pairs, printed, drawings, missing, overrides, provenance())
+    report.write(out / "report.html", configurations, pairs, printed, drawings, missing, given, provenance())
     say(f"written into {out}: results.csv, summary.csv, table.tex, report.html, pictures")
     return 1 if left_out else 0
 
 
-def _place(folders: Sequence[Path], overrides: Sequence[str], output: str | None) -> Path:
+def _place(folders: Sequence[Path], settings: Sequence[str], output: str | None) -> Path:
     """Return the folder to write into; raises ValueError or OSError where that is impossible."""
     remedy = "choose a folder by output=FOLDER"
     if output is not None:
@@ -131,7 +150,7 @@ def _place(folders: Sequence[Path], overrides: Sequence[str], output: str | None
         require(usable, f"output={output}", "a folder to write into", "a file" if output else "nothing")
     elif len(folders) > 1:
         out = COMPARISONS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
-    elif settings := _settings(overrides):
+    elif settings:
         require_writable(folders[0], remedy)
         make_folder(folders[0] / EVALUATED)
         out = folders[0] / EVALUATED / override_folder(settings)
@@ -260,7 +279,7 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
     scores = score_tasks(run.learner, run.family, run.cfg.test_tasks, _device(run), advance)
     return Result(
         folder=run.folder,
-        keys=flatten(OmegaConf.to_container(run.cfg)),
+        keys=_keys(run),
         scores=scores,
         served=run.learner.served,
         metric=run.learner.algorithm.likelihood.metric,
@@ -268,6 +287,39 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
         curve=read_curve(run.folder / "curves.csv"),
         made_by={k: v for k, v in run.metrics.items() if k.startswith("version/") or k == "git_commit"},
     )
+
+
+def _keys(run: Restored) -> dict[str, Any]:
+    return flatten(OmegaConf.to_container(run.cfg))
+
+
+def _take_ensemble(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether ``overrides`` ask for ensembles, and the others."""
+    asked = [words.partition("=")[2].lower() for words in overrides if words.lstrip("+").partition("=")[0] == ENSEMBLE]
+    for value in asked:
+        require(value in ("true", "false"), ENSEMBLE, "true or false", value)
+    others = [words for words in overrides if words.lstrip("+").partition("=")[0] != ENSEMBLE]
+    return asked[-1:] == ["true"], others
+
+
+def _ensembles(results: Sequence[Result], whole: bool) -> Iterator[Sequence[Result]]:
+    """Yield those that predict together: all of them as a ``whole``, or those of each configuration."""
+    yield from [list(results)] if whole else [configuration.runs for configuration in group(results)]
+
+
+def _ensemble(members: Sequence[Restored]) -> tuple[Result, dict[str, float]]:
+    """Return the result of runs that predict together, and the factors that were fitted to them."""
+    first = members[0]
+    together = Ensemble([run.learner for run in members])
+    for run in members:
+        run.learner.to(_device(first)).eval()
+    if first.cfg.get("calibrate"):
+        together.fit(EvaluationBatches(first.family, "validation", first.cfg.validation_tasks))
+    scores = score_batches(together.evaluate, first.family, first.cfg.test_tasks, _device(first))
+    keys = shared_keys([_keys(run) for run in members])
+    folder = Path(f"{ENSEMBLE} {keys[ENSEMBLE]}: {', '.join(str(run.folder) for run in members)}")
+    metric = first.learner.algorithm.likelihood.metric
+    return Result(folder, keys, scores, metric, command="", curve={}, made_by={}), together.factors
 
 
 def _fit(run: Restored, keep: bool) -> None:
@@ -375,6 +427,8 @@ def _draw(configurations: Sequence[Configuration], overrides: Sequence[str], fol
     named: Counter[str] = Counter()
     for configuration in configurations:
         first = configuration.runs[0]
+        if ENSEMBLE in first.keys:
+            continue
         try:
             run = open_run(first.folder, overrides)
         except (ValueError, OSError):  # it was removed meanwhile

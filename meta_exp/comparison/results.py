@@ -49,6 +49,7 @@ SHOWN = ("accuracy", "mse", "nll", "regret", "ece", "brier", "crps", "coverage_9
 MISSES = 0.05  # of 95 % intervals
 ENOUGH_SEEDS = 5  # before a difference is marked
 ABSENT = "-"  # a key that a configuration does not have
+ENSEMBLE = "ensemble"  # a key that results of several runs together have beside those of a config
 ALGORITHM = ("choices.algorithm", "choices.curvature", "algorithm._target_", "curvature", "predictives")
 
 
@@ -66,7 +67,10 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """One run, evaluated. ``command`` made it, ``curve`` is its learning curve by column, ``made_by`` versions."""
+    """One run, evaluated. ``command`` made it, ``curve`` is its learning curve by column, ``made_by`` versions.
+
+    An ensemble has the keys that its members share, their folders as one name, and their seeds in one word.
+    """
 
     folder: Path
     keys: Keys
@@ -78,9 +82,10 @@ class Result:
     served: dict[str, Hyper] = field(default_factory=dict)  # the values that predictives were calibrated to
 
     @property
-    def seed(self) -> int:
-        """The seed of weights and training tasks."""
-        return int(self.keys["seed"])
+    def seed(self) -> int | str:
+        """The seed of weights and training tasks; of an ensemble those of its members."""
+        seed: int | str = self.keys["seed"]
+        return seed
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -146,13 +151,17 @@ class Difference(NamedTuple):
 
 def group(results: Sequence[Result]) -> list[Configuration]:
     """Group runs into configurations, in order of their labels; of two runs with one seed, the later counts."""
-    groups: dict[tuple[str, ...], dict[int, Result]] = {}
+    groups: dict[tuple[str, ...], dict[int | str, Result]] = {}
     for identity, result in zip(_identities([result.keys for result in results]), results, strict=True):
         groups.setdefault(identity, {})[result.seed] = result
     firsts = [next(iter(runs.values())).keys for runs in groups.values()]
     telling = telling_keys(firsts)
+    if any(ENSEMBLE in keys for keys in firsts) and ENSEMBLE not in telling:  # it is what its row is
+        telling.append(ENSEMBLE)
     found = [
-        Configuration({key: keys.get(key, ABSENT) for key in telling}, [runs[seed] for seed in sorted(runs)])
+        Configuration(
+            {key: keys.get(key, ABSENT) for key in telling}, [runs[seed] for seed in sorted(runs, key=_order)]
+        )
         for keys, runs in zip(firsts, groups.values(), strict=True)
     ]
     return sorted(found, key=lambda configuration: [_order(value) for value in configuration.label.values()])
@@ -183,6 +192,15 @@ def telling_keys(configs: Sequence[Keys]) -> list[str]:
         if parts[1] > parts[0]:
             told.append(name)
     return told
+
+
+def shared_keys(configs: Sequence[Keys]) -> dict[str, Any]:
+    """Return the keys of an ensemble of these configs: what all have alike, all algorithms and all seeds."""
+    first, size = configs[0], len(configs)
+    alike = {key: value for key, value in first.items() if all(repr(c.get(key)) == repr(value) for c in configs)}
+    algorithms = dict.fromkeys(str(config["choices.algorithm"]) for config in configs)
+    seeds = " ".join(str(config["seed"]) for config in configs)
+    return alike | {"choices.algorithm": " + ".join(algorithms), "seed": seeds, ENSEMBLE: f"of {size}"}
 
 
 def differing_keys(configs: Sequence[Keys]) -> list[str]:
@@ -280,7 +298,7 @@ def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
 
 def _same_but_algorithm(a: Keys, b: Keys) -> bool:
     shared = [key for key in a if key in b and is_identity(key) and not within(key, ALGORITHM)]
-    return all(a[key] == b[key] for key in shared)
+    return (ENSEMBLE in a) == (ENSEMBLE in b) and all(a[key] == b[key] for key in shared)
 
 
 def as_number(value: object) -> float | None:

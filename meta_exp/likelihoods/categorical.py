@@ -3,6 +3,7 @@ r"""Classification: y ~ Categorical(softmax f).
 nll = -sum_n log softmax(f_n)[y_n],    Lambda_n = diag(p) - p p^T
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log
 from typing import Self
@@ -14,7 +15,7 @@ from torch import Tensor
 from meta_exp.config.checks import require, require_within
 from meta_exp.hyper import Hyper, Learned, in_log_space
 from meta_exp.likelihoods.base import Likelihood
-from meta_exp.likelihoods.predictive import ClassPredictive
+from meta_exp.likelihoods.predictive import ClassPredictive, joined
 
 TEMPERATURE = 1e-6, 1e6
 
@@ -116,6 +117,11 @@ class CategoricalPredictive(ClassPredictive):
     def given(self, classes: int) -> Self:
         """Return the predictive given that y is one of the first ``classes``, in each draw."""
         return type(self)(self.logits[..., :classes])
+
+    @classmethod
+    def mixed(cls, members: Sequence[Self]) -> Self:
+        """Return the equal mixture of ``members``."""
+        return cls(joined([member.logits for member in members]))
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log of the averaged probability [M] of the class y [M]."""

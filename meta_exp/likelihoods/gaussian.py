@@ -5,6 +5,7 @@ r"""Regression: y ~ N(f, sigma^2 I).
 The sum of squares alone is -log p up to a constant exactly when sigma^2 = 1/2.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import log, pi, sqrt
 from typing import Self
@@ -15,7 +16,7 @@ from torch import Tensor
 from meta_exp.config.checks import require, require_within
 from meta_exp.hyper import Hyper, Learned, in_log_space
 from meta_exp.likelihoods.base import Likelihood
-from meta_exp.likelihoods.predictive import NumberPredictive, bisect
+from meta_exp.likelihoods.predictive import NumberPredictive, bisect, joined
 
 SIGMA = 1e-6, 1e6  # whose squares fit into float32 with what is divided by them
 
@@ -127,14 +128,19 @@ class NormalMixture(NumberPredictive):
         apart = _mean_absolute(means[:, None] - means[None], variance[:, None] + variance[None]).mean((0, 1))
         return to_target - apart / 2
 
+    @classmethod
+    def mixed(cls, members: "Sequence[NormalMixture]") -> "NormalMixture":
+        """Return the equal mixture of ``members``."""
+        return NormalMixture(joined([m.means for m in members]), joined([m.variances for m in members]))
+
 
 class GaussianPredictive(NormalMixture):
     """The mixture of S Gaussians N(means_s, covariance + noise I).
 
     Args:
         means: [S, M, d].
-        covariance: of the means around themselves, [M, d, d]; of several dimensions it is factorised as it comes, in
-            float64, since beside a small noise float32 may leave it no factor.
+        covariance: of the means around themselves, [M, d, d], or of each, [S, M, d, d]; of several dimensions it is
+            factorised as it comes, in float64, since beside a small noise float32 may leave it no factor.
         noise: sigma^2.
     """
 
@@ -145,13 +151,24 @@ class GaussianPredictive(NormalMixture):
 
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density [M] of y [M, d], whose dimensions are dependent."""
-        eye = torch.eye(y.shape[-1], dtype=self.covariance.dtype, device=self.covariance.device)
         # cholesky_ex: values that are not finite go through to the score
-        factor = torch.linalg.cholesky_ex(self.covariance + self.noise.to(self.covariance) * eye).L
+        factor = torch.linalg.cholesky_ex(self._of_y()).L
         whitened = torch.linalg.solve_triangular(factor, (y - self.means)[..., None].to(factor), upper=False)[..., 0]
         log_scales = factor.diagonal(dim1=-2, dim2=-1).log() + log(2 * pi) / 2
         log_densities = -(whitened**2 / 2 + log_scales).sum(-1)
         return (log_densities.logsumexp(0) - log(len(self.means))).to(self.means)
+
+    @classmethod
+    def mixed(cls, members: "Sequence[NormalMixture]") -> "GaussianPredictive":
+        """Return the equal mixture of ``members``, whose noises are their own and go into the covariances."""
+        own = [member for member in members if isinstance(member, GaussianPredictive)]
+        covariances = joined([member._of_y().expand(*member.means.shape, -1) for member in own])
+        return cls(joined([member.means for member in own]), covariances, covariances.new_zeros(()))
+
+    def _of_y(self) -> Tensor:
+        """Return the covariance of y around each mean, the noise included."""
+        eye = torch.eye(self.means.shape[-1], dtype=self.covariance.dtype, device=self.covariance.device)
+        return self.covariance + self.noise.to(self.covariance) * eye
 
 
 def _mean_absolute(m: Tensor, v: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ predictive, a draw of such a rate makes mean, variance and squared error infinit
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from meta_exp.likelihoods.base import Likelihood
-from meta_exp.likelihoods.predictive import NumberPredictive, bisect
+from meta_exp.likelihoods.predictive import NumberPredictive, bisect, joined
 
 TERMS = 256  # of the CRPS's sum over counts
 
@@ -108,6 +109,13 @@ class PoissonPredictive(NumberPredictive):
         k = low - 0.5 + spacing * places.view(-1, *[1] * low.ndim)  # the counts low, low + 1, ... at spacing 1
         below = self._cdfs(k[:, None]).mean(1)
         return (to_target - (spacing * below * (1 - below)).sum(0)).to(self.dtype)
+
+    @classmethod
+    def mixed(cls, members: Sequence[Self]) -> Self:
+        """Return the equal mixture of ``members``."""
+        found = cls(joined([member.log_rates for member in members]))
+        found.dtype = members[0].dtype
+        return found
 
     def _log_probs(self, y: Tensor) -> Tensor:
         """Log probability [S, M, d] of y [M, d] in each component."""

@@ -17,11 +17,13 @@ of the mean over draws, never the mean of the draws' NLLs.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from math import log
+from math import lcm, log
 from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+
+from meta_exp.config.checks import require
 
 COVERAGE_LEVELS = (50, 80, 90, 95)  # percent
 CONFIDENCE_BINS = 15
@@ -57,6 +59,16 @@ class Predictive(ABC):
     @abstractmethod
     def histograms(self, y: Tensor) -> dict[str, Tensor]:
         """Return what is added up over tasks, in float64."""
+
+    @classmethod
+    def mixed(cls, members: Sequence[Self]) -> "Predictive":
+        """Return the equal mixture of predictives at the same points, whatever their numbers of draws.
+
+        Raises:
+            ValueError: predictives of this class do not say how they mix.
+        """
+        require(False, "ensemble=true", "predictives that mix", cls.__name__, f"give {cls.__name__} a method mixed")
+        raise AssertionError
 
 
 class ClassPredictive(Predictive):
@@ -171,6 +183,12 @@ def one_hot_bins(values: Tensor, bins: int) -> Tensor:
     edges = torch.linspace(0, 1, bins + 1, dtype=values.dtype, device=values.device)
     above = (values[:, None] >= edges[:-1]).double()
     return above - torch.cat([above[:, 1:], torch.zeros_like(above[:, :1])], 1)
+
+
+def joined(draws: Sequence[Tensor]) -> Tensor:
+    """Return the draws [S_e, ...] of several predictives in a row, those of each repeated to the same number."""
+    most = lcm(*map(len, draws))
+    return torch.cat([each.repeat(most // len(each), *[1] * (each.ndim - 1)) for each in draws])
 
 
 def bisect(cdf: Callable[[Tensor], Tensor], q: float, low: Tensor, high: Tensor) -> Tensor:

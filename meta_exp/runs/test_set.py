@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_map_only
 from meta_exp.scoring.metrics import defined, expected_calibration_error
 from meta_exp.scoring.task import Scores
 from meta_exp.scoring.yardstick import score, with_regret, yardstick
-from meta_exp.tasks.foreign import draw_with_foreign
+from meta_exp.tasks.episode import Episode
+from meta_exp.tasks.foreign import Foreign, draw_with_foreign
 from meta_exp.tasks.stream import EVALUATION_BATCH, TaskFamily
 from meta_exp.training.learner import Learner
 
@@ -29,10 +30,29 @@ def score_tasks(
 ) -> Scores:
     """Score ``learner`` on the first ``tasks`` test tasks, the same for every run; all of it stays on ``device``.
 
+    See ``score_batches``.
+    """
+    learner.to(device).eval()
+
+    def evaluate(episodes: Episode, k: int, foreign: Foreign | None) -> Scores:
+        return learner.evaluate(episodes, learner.evaluation_steps, learner.predictives, seed=k, foreign=foreign)
+
+    return score_batches(evaluate, family, tasks, device, advance)
+
+
+@torch.no_grad()
+def score_batches(
+    evaluate: Callable[[Episode, int, Foreign | None], Scores],
+    family: TaskFamily,
+    tasks: int,
+    device: torch.device,
+    advance: Callable[[int], Any] | None = None,
+) -> Scores:
+    """Score the first ``tasks`` test tasks by what ``evaluate`` says of batch k and its foreign points.
+
     Where the family has an exact predictor, that is scored beside it. ``advance`` is told the number of tasks done
     after each batch. Returns scores on the CPU.
     """
-    learner.to(device).eval()
     family.to(device)
     each: dict[str, list[Tensor]] = defaultdict(list)
     pooled: dict[str, Tensor] = {}
@@ -41,7 +61,7 @@ def score_tasks(
         stop = min(start + EVALUATION_BATCH, tasks)
         drawn = draw_with_foreign(family, "test", start, stop)
         episodes, foreign = tree_map_only(Tensor, lambda value: value.to(device), drawn)
-        scores = learner.evaluate(episodes, learner.evaluation_steps, learner.predictives, seed=k, foreign=foreign)
+        scores = evaluate(episodes, k, foreign)
         if optimal:
             scores = with_regret(scores, vmap(partial(score, optimal))(episodes))
         for name, value in scores.each.items():
@@ -60,7 +80,7 @@ def summarize(scores: Scores) -> dict[str, Any]:
     makes the mean NaN: no number says what it would have counted. A score that is defined for no task is left out:
     where a split has no more classes than a task, nothing is foreign to it.
     """
-    summary: dict[str, Any] = {"test/tasks": len(scores.each["loss"])}
+    summary: dict[str, Any] = {"test/tasks": len(next(iter(scores.each.values())))}
     for name in scores.each:
         if len(known := defined(name, scores.each)):
             summary[f"test/{name}"], summary[f"test/{name}_ci95"] = mean_and_half_width(known)

@@ -13,12 +13,13 @@ from meta_exp.adaptation import Meta, Noise, adapt, path
 from meta_exp.algorithms import Algorithm
 from meta_exp.config.checks import require
 from meta_exp.hyper import Hyper
-from meta_exp.likelihoods.predictive import Predictive
+from meta_exp.likelihoods.predictive import ClassPredictive, Predictive
 from meta_exp.scoring import metrics
 from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode
 from meta_exp.tasks.foreign import Foreign, beyond_support
 
+Predict = Callable[[Tensor], Predictive]  # at inputs x [M, *features] of one task
 Score = Callable[[Predictive, Tensor], Tensor]  # of a task's predictive and targets [M]; a scalar
 
 
@@ -84,7 +85,7 @@ def evaluate(
         undefined = each["log_det"].isnan()
         each |= {name: value.masked_fill(undefined, torch.nan) for name, value in posterior.diagnostics().items()}
 
-    def predictive_of(kind: str, here: Meta) -> Callable[[Tensor], Predictive]:
+    def predictive_of(kind: str, here: Meta) -> Predict:
         """Return what predicts at x with the values of ``here``."""
         end, around = params, posterior
         if here is not meta:
@@ -103,24 +104,43 @@ def evaluate(
     for kind in predictives:
         here = meta
         if served and kind in served:
-            raw = predictive_of(kind, meta)(query.x)
-            each |= {f"{kind}/{name}_raw": value for name, value in _scores(raw, query.y, own).items()}
-            pooled |= {f"{kind}/{name}_raw": value for name, value in raw.histograms(query.y).items()}
+            raw = scores_as_trained(kind, predictive_of(kind, meta), episode, own)
+            each, pooled = each | raw.each, pooled | raw.pooled
             here = meta._replace(hyper=meta.hyper | served[kind])
-        predict = predictive_of(kind, here)
-        predictive = predict(query.x)
-        scores, histograms = _scores(predictive, query.y, own), predictive.histograms(query.y)
-        doubt = predictive.uncertainty()
-        if likelihood.targets != "classes":
-            scores["auroc"] = metrics.auroc(doubt, beyond_support(episode))
-        elif foreign is not None:
-            detection = metrics.foreign_detection(doubt, predict(foreign.x).uncertainty(), foreign.foreign)
-            scores["auroc"], histograms["entropy"] = detection
-        if conformal and kind in conformal:
-            scores |= conformal[kind].scores(predictive, query.y)
-        each |= {f"{kind}/{name}": value for name, value in scores.items()}
-        pooled |= {f"{kind}/{name}": value for name, value in histograms.items()}
+        thresholds = conformal.get(kind) if conformal else None
+        found = scores_of(kind, predictive_of(kind, here), episode, foreign, own, thresholds)
+        each, pooled = each | found.each, pooled | found.pooled
     return Scores(each, pooled)
+
+
+def scores_of(
+    kind: str,
+    predict: Predict,
+    episode: Episode,
+    foreign: Foreign | None = None,
+    own: Mapping[str, Score] | None = None,
+    conformal: Conformal | None = None,
+) -> Scores:
+    """Score what predicts at x, for one task, as the predictive ``kind``; see ``evaluate``."""
+    query = episode.query
+    predictive = predict(query.x)
+    scores, histograms = _scores(predictive, query.y, own), predictive.histograms(query.y)
+    doubt = predictive.uncertainty()
+    if not isinstance(predictive, ClassPredictive):
+        scores["auroc"] = metrics.auroc(doubt, beyond_support(episode))
+    elif foreign is not None:
+        detection = metrics.foreign_detection(doubt, predict(foreign.x).uncertainty(), foreign.foreign)
+        scores["auroc"], histograms["entropy"] = detection
+    if conformal:
+        scores |= conformal.scores(predictive, query.y)
+    return Scores(*({f"{kind}/{name}": value for name, value in found.items()} for found in (scores, histograms)))
+
+
+def scores_as_trained(kind: str, predict: Predict, episode: Episode, own: Mapping[str, Score] | None = None) -> Scores:
+    """Score what predicts without the values that were fitted, with ``_raw`` behind the scores' names."""
+    predictive, y = predict(episode.query.x), episode.query.y
+    parts = _scores(predictive, y, own), predictive.histograms(y)
+    return Scores(*({f"{kind}/{name}_raw": value for name, value in found.items()} for found in parts))
 
 
 def _scores(predictive: Predictive, y: Tensor, own: Mapping[str, Score] | None) -> dict[str, Tensor]:

@@ -21,7 +21,10 @@ CONF = Path(__file__).parents[2] / "conf"
 ALGORITHMS, DATASETS, LIKELIHOODS = (
     sorted(file.stem for file in (CONF / group).glob("*.yaml")) for group in ("algorithm", "dataset", "likelihood")
 )
-OWN = ("csv", "image_folder")  # files of one's own, whose tasks are tried in test_own_data
+OWN = {  # files of one's own
+    "csv": ("own_tables", []),
+    "image_folder": ("own_images", ["dataset.image_size=28", "dataset.channels=1", "dataset.ways=2"]),
+}
 NEW = ["abml", "anil", "bmaml", "boil", "maml_plus_plus", "meta_sgd", "platipus", "reptile"]
 ONE_NETWORK = ["anil", "boil", "maml", "maml_plus_plus", "meta_sgd", "reptile"]
 CURVATURES = ["diagonal", "ggn", "hessian", "kfac", "last_layer"]
@@ -41,16 +44,19 @@ def drawn(family, tasks=2, points=6):
     return Episode(*(Examples(x, torch.arange(points).expand(tasks, -1) % family.outputs) for x in sets))
 
 
-@pytest.mark.parametrize("dataset", [*(name for name in DATASETS if name not in OWN), "counts"])
-def test_trains_a_step_or_is_refused_by_name(config, tmp_path, dataset):
+@pytest.mark.parametrize("dataset", [*DATASETS, "counts"])
+def test_trains_a_step_or_is_refused_by_name(config, request, tmp_path, dataset):
     """What is refused: targets of another kind, and for llama_predictive what has no predictive in closed form."""
-    images = dataset in ("omniglot", "mini_imagenet")
+    images = dataset in ("omniglot", "mini_imagenet", "image_folder")
     targets = {"counts": ("gaussian", "heteroscedastic", "poisson")}
     fits = ("categorical", "probit") if images else targets.get(dataset, ("gaussian", "heteroscedastic"))
     for algorithm in ALGORITHMS:
-        chosen = (
-            ["dataset._target_=counts.CountTasks", "trust=[counts]"] if dataset == "counts" else [f"dataset={dataset}"]
-        )
+        chosen = [f"dataset={dataset}"]
+        if dataset == "counts":
+            chosen = ["dataset._target_=counts.CountTasks", "trust=[counts]"]
+        if dataset in OWN:
+            fixture, settings = OWN[dataset]
+            chosen += [f"dataset.root={request.getfixturevalue(fixture)}", *settings]
         small = ["model.filters=4"] if images else ["model.widths=[4]"]
         curvature = ["curvature=last_layer"] if "llama" in algorithm else []
         cfg = config(*chosen, *small, *curvature, f"algorithm={algorithm}", "algorithm.inner_steps=1", run_dir=tmp_path)
@@ -89,6 +95,20 @@ def test_a_curvature_after_the_fact(config, tmp_path, algorithm):
         family = constructor(cfg.dataset, "dataset")()
         learner = build_learner(cfg, family)
         scores = learner.evaluate(draw_tasks(family, "test", 0, 2), learner.evaluation_steps, learner.predictives).each
+        for kind in ("map", "sample", "linearized"):
+            assert scores[f"{kind}/nll"].isfinite().all(), (curvature, kind)
+
+
+@pytest.mark.parametrize("algorithm", ONE_NETWORK)
+def test_a_curvature_after_the_fact_of_images(config, tmp_path, algorithm):
+    """In networks with batch statistics, by the two structures that images take at no great cost."""
+    small = ["dataset=omniglot", "model.filters=4", "algorithm.inner_steps=1", "evaluation_steps=2", "samples=3"]
+    for curvature in ("last_layer", "kfac"):
+        chosen = [f"algorithm={algorithm}", f"curvature={curvature}", "predictives=[map,sample,linearized]"]
+        cfg = config(*small, *chosen, run_dir=tmp_path)
+        family = constructor(cfg.dataset, "dataset")()
+        learner = build_learner(cfg, family)
+        scores = learner.evaluate(drawn(family), learner.evaluation_steps, learner.predictives).each
         for kind in ("map", "sample", "linearized"):
             assert scores[f"{kind}/nll"].isfinite().all(), (curvature, kind)
 

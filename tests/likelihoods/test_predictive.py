@@ -8,8 +8,9 @@ from oracles import assert_equal
 from scipy.integrate import quad
 from torch.func import vmap
 
-from meta_exp.likelihoods import Categorical, Gaussian
+from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Poisson, Probit
 from meta_exp.likelihoods.gaussian import NormalMixture
+from meta_exp.likelihoods.predictive import NumberPredictive
 from meta_exp.prediction import Prediction
 from meta_exp.scoring.metrics import expected_calibration_error
 
@@ -144,3 +145,70 @@ def test_pit_counts_every_output():
 def test_uncertainty_is_the_variance_of_the_mixture():
     means = double([[-3.0]], [[3.0]])
     assert_equal(uncertainty(prediction(means, variance=0.5), Gaussian(2.0)), double(9 + 0.5 + 4))
+
+
+def predictives():
+    """Of each likelihood three members with numbers of draws and values of their own, and targets."""
+    torch.manual_seed(0)
+    numbers, counts, classes = (
+        torch.randn(5, 2).double(),
+        torch.randint(0, 9, (5, 2)).double(),
+        torch.randint(0, 4, (5,)),
+    )
+    draws = (1, 2, 3)
+
+    def outputs(each, scale=1.0):
+        return [scale * torch.randn(s, 5, each).double() for s in draws]
+
+    def bent():
+        factor = torch.randn(5, 2, 2).double()
+        return factor @ factor.mT
+
+    none = torch.zeros(5, 2, 2).double()
+    gaussian = [Gaussian(sigma_noise=0.3 * (e + 1)).predictive(f, bent()) for e, f in enumerate(outputs(2))]
+    return {
+        "gaussian": (gaussian, numbers),
+        "one dimension": (
+            [Gaussian(sigma_noise=0.3 * (e + 1)).predictive(f, bent()[:, :1, :1]) for e, f in enumerate(outputs(1))],
+            numbers[:, :1],
+        ),
+        "heteroscedastic": ([HeteroscedasticGaussian().predictive(f, none) for f in outputs(4)], numbers),
+        "poisson": ([Poisson().predictive(f, none) for f in outputs(2)], counts),
+        "categorical": (
+            [Categorical(temperature=e + 1.0).predictive(f, none) for e, f in enumerate(outputs(4))],
+            classes,
+        ),
+        "probit": ([Probit().predictive(f, bent()[:, :1, :1].expand(5, 4, 4)) for f in outputs(4)], classes),
+    }
+
+
+@pytest.mark.parametrize("kind", predictives())
+def test_a_mixture_of_predictives_has_the_mean_of_their_densities(kind):
+    """By hand, whatever their numbers of draws; a single one is itself, and mixtures of mixtures are mixtures."""
+    members, y = predictives()[kind]
+    mixed = type(members[0]).mixed(members)
+    assert_equal(mixed.log_prob(y).exp(), sum(member.log_prob(y).exp() for member in members) / 3)
+    alone = type(members[0]).mixed(members[:1])
+    assert_equal(alone.log_prob(y), members[0].log_prob(y))
+    both = type(mixed).mixed([mixed, mixed])
+    assert_equal(both.log_prob(y), mixed.log_prob(y))
+    if y.ndim == 1:
+        assert_equal(mixed.probabilities, sum(member.probabilities for member in members) / 3)
+        return
+    mean = sum(member.mean for member in members) / 3
+    assert_equal(mixed.mean, mean)
+    assert_equal(mixed.variance, sum(member.variance + (member.mean - mean) ** 2 for member in members) / 3)
+    assert_equal(mixed.cdf(y), sum(member.cdf(y) for member in members) / 3)
+    if kind != "poisson":
+        assert_equal(mixed.cdf(mixed.quantile(0.3)), torch.full_like(mean, 0.3))
+    assert_equal(alone.crps(y), members[0].crps(y))
+
+
+def test_a_predictive_that_does_not_mix_is_refused_by_name():
+    class Own(NumberPredictive):
+        mean = variance = log_prob = score = uncertainty = scores = histograms = cdf = quantile = crps = None
+
+    with pytest.raises(
+        ValueError, match="ensemble=true: expected predictives that mix, got Own; give Own a method mixed"
+    ):
+        Own.mixed([Own(), Own()])
