@@ -57,7 +57,7 @@ def plus_minus(mean: float, half: float = nan) -> str:
 
 
 def fitted(table: "Table", labels: int, width: int) -> "list[Table]":
-    """Return ``table``, without its title, as tables that fit ``width``, one below the other, each with the first ``labels`` columns.
+    """Return ``table``, untitled, as tables that fit ``width``, one below the other, each with its labels.
 
     Where these and one more column do not fit, that table is wider: a figure cut in two is worse.
     """
