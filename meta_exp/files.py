@@ -38,8 +38,15 @@ FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # by which a spreadsheet 
 
 def write_json(file: Path, values: Mapping[str, Any]) -> None:
     """Write ``values`` so that the file is either whole or absent; those that are not finite become null."""
-    clean = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in values.items()}
-    write_whole(file, json.dumps(clean, indent=2, allow_nan=False) + "\n")
+    write_whole(file, json.dumps(_finite(values), indent=2, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def read_bounded(file: Path, expected: str, largest: int = LARGEST) -> bytes:

@@ -17,7 +17,7 @@ What of it changes predictions (tau, and sigma through the curvature) is fitted 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -84,6 +84,8 @@ class Calibration:
         try:
             conformal = {kind: Conformal(**record) for kind, record in found.pop("conformal", {}).items()}
             calibration = cls(**found, conformal=conformal)
+            for scores in (calibration.nll, calibration.nll_raw):  # JSON knows no infinity
+                scores.update({kind: inf for kind, value in scores.items() if value is None})
             positive = all(0 < float(v) < inf for values in calibration.values.values() for v in values.values())
             ascending = all(_ascends(record.thresholds) for record in conformal.values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -247,6 +249,8 @@ def _minimum(
     steps = [np.log(FACTORS.get(name, OTHER)) for name in names]
     grid = [[s + step for s, step in zip(start, place, strict=True)] for place in product(*steps)]
     best = min(grid, key=safe)
+    if not isfinite(least := safe(best)):  # predictions that no value makes finite
+        return list(start), least
     options = {"xatol": TOLERANCE, "fatol": TOLERANCE / 100, "maxfev": 40 * len(names)}
     simplex = [best, *([b + 0.5 * (i == j) for j, b in enumerate(best)] for i in range(len(best)))]
     found = minimize(safe, best, method="Nelder-Mead", options=options | {"initial_simplex": simplex})

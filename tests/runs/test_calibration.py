@@ -1,6 +1,7 @@
 """Calibration finds what closed forms and fine grids find, changes only what is served, and stays with the run."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.utils._pytree import tree_map
 import meta_exp
 from meta_exp.comparison import compare
 from meta_exp.runs.build import build
-from meta_exp.runs.calibration import CALIBRATION, Calibration, calibrate
+from meta_exp.runs.calibration import CALIBRATION, Calibration, _minimum, calibrate
 from meta_exp.runs.restore import open_run
 from meta_exp.runs.test_set import score_tasks, summarize
 from meta_exp.training.data import EvaluationBatches, fresh_batches
@@ -199,7 +200,7 @@ def test_an_older_run_gets_its_own(trained, tmp_path):
     def ends():
         return meta_exp.load(folder).adapt(x, np.sin(x[:, 0])).predict(x).interval(0.8, method="conformal")
 
-    with pytest.raises(ValueError, match=r"method=conformal: expected .*, got none; evaluate\.py RUN calibrate=true"):
+    with pytest.raises(ValueError, match=r"method=conformal: expected .*, got none; .*evaluate\.py RUN calibrate=true"):
         ends()
     evaluated(folder, "calibrate=true", "conformal_tasks=30", "dataset.shots=5")
     assert not (folder / CALIBRATION).exists()
@@ -232,3 +233,12 @@ def test_a_damaged_file_is_refused(calibrated, tmp_path, text):
     (copy / CALIBRATION).write_text(text)
     with pytest.raises(ValueError, match=r"calibration\.json: expected .*, got"):
         open_run(copy)
+
+
+def test_predictions_that_diverged_are_kept_as_infinitely_bad(tmp_path):
+    """As rates that were learned for one step give after ten: the run is finished, and its folder is read again."""
+    found = Calibration({"map": {"sigma_noise": 2.0}}, {"map": math.inf}, {"map": math.inf}, 100, 10)
+    found.write(tmp_path)
+    assert Calibration.read(tmp_path) == found
+    assert "inf" in found.describe()
+    assert _minimum(lambda point: math.nan, ["sigma_noise"], [0.5]) == ([0.5], math.inf)
