@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from meta_exp.config.keys import NOT_IN_NAME, within
+from meta_exp.config.keys import NOT_IN_NAME, PLACED, within
 from meta_exp.installation import typed
 
 LONGEST_FOLDER = 200  # bytes; file systems take 255
@@ -64,7 +64,7 @@ def title(overrides: Sequence[str], keys: Sequence[str] | None = None, algorithm
     """
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     values = {o.get_key_element().lstrip("+~"): "" if o.is_delete() else o.get_value_element_as_str() for o in parsed}
-    values = {key: value for key, value in values.items() if not within(key, (*NOT_IN_NAME, "name"))}
+    values = {key: value for key, value in values.items() if not within(key, (*NOT_IN_NAME, *PLACED, "name"))}
     values = {"algorithm": algorithm, **values}
     keys = list(values) if keys is None else keys
     named = [(key, values[key]) for key in keys if values.get(key)]

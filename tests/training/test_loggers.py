@@ -57,7 +57,9 @@ def test_offline_run_holds_all_and_nothing_else(config, tmp_path):
         found = list(records(file))
         (run,) = (record.run for record in found if record.HasField("run"))
         values = {item.key: json.loads(item.value_json) for item in run.config.update}
-        assert (run.run_id, run.display_name, run.job_type) == (name, name, "llama")
+        assert (run.run_id, run.job_type) == (name, "llama")
+        assert run.display_name.startswith("llama, ")
+        assert run.display_name.endswith(f", seed {seed}"), "people see what differs"
         assert (run.run_group, list(run.tags)) == ("sinusoid", ["sinusoid", "ggn"])
         assert (values["seed"], values["choices"]["curvature"]) == (seed, "ggn")
         history = [{named(i): json.loads(i.value_json) for i in r.history.item} for r in found if r.HasField("history")]
