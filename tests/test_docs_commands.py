@@ -16,7 +16,7 @@ from meta_exp.runs.restore import OVERRIDABLE
 REPO = Path(__file__).parents[1]
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 FLAGS = ("-m", "--multirun")
-OF_ONE_RUN = ("support", "query", "kind", "output", "trust")  # evaluate.py's own keys
+OF_ONE_RUN = ("support", "query", "kind", "output", "trust", "ensemble")  # evaluate.py's own keys
 EXTRAS = {"ray": "hydra_plugins.hydra_ray_launcher", "slurm": "submitit"}  # what their launchers come with
 RUN_BY = {  # other commands by their first words; what needs an account or a network says so
     "uv run pytest": "tests/conftest.py",
@@ -26,6 +26,7 @@ RUN_BY = {  # other commands by their first words; what needs an account or a ne
     "uv run python benchmarks/pictures.py": "tests/test_benchmarks.py",
     "uv run python predict.py": "tests/test_tutorial.py",
     "uv run python benchmarks/": "tests/test_benchmarks.py",
+    "OMP_NUM_THREADS=1 uv run python benchmarks/": "tests/test_benchmarks.py",
     "cat ": "tests/test_tutorial.py",
     "ls ": "tests/test_tutorial.py",
 }
