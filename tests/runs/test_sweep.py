@@ -36,6 +36,7 @@ JOBS = {
     "tau_ablation": 5 * 3,
     "shots": 2 * 5 * 3,
 }
+BY_COMMAND = ("choices", "run_dir", "run_name", "run_title")
 SMALL = ["trainer=smoke", "model.widths=[4]", "test_tasks=2", "validation_tasks=2", "samples=2", "logger=none"]
 
 
@@ -84,7 +85,7 @@ def test_maml_and_llama_differ_in_the_algorithm_alone(config, name):
     for algorithm in ("maml", "llama"):
         cfg = OmegaConf.to_container(config(f"experiment={name}", f"algorithm={algorithm}", "seed=1"), resolve=True)
         cfg["algorithm"] = {key: cfg["algorithm"][key] for key in ("inner_lr", "inner_steps", "first_order")}
-        found.append({key: value for key, value in cfg.items() if key not in ("choices", "run_dir", "run_name")})
+        found.append({key: value for key, value in cfg.items() if key not in BY_COMMAND})
         found[-1].pop("callbacks"), found[-1].pop("logger")  # they name the run's folder
     assert found[0] == found[1]
 
