@@ -37,6 +37,8 @@ NOT_HERE = {
     "uv run wandb leet": "a terminal",
     "wandb sync": "an account",
     "uv run wandb sync": "an account",
+    "uv run wandb sweep": "an account; tests/test_sweep_yaml.py",
+    "uv run wandb agent": "an account; tests/test_sweep_yaml.py",
 }
 
 
