@@ -84,7 +84,7 @@ class SweepReport(Callback):
     def on_job_start(self, config: DictConfig, *, task_function: TaskFunction, **kwargs: Any) -> None:
         """Say that a job runs; its lines bear its name from now on."""
         Screen.run = names.title(config.hydra.overrides.task, self.keys)
-        Screen.alone = os.getpid() == self.process
+        Screen.alone = self.process in (None, os.getpid())  # None: no sweep
         if self.board is not None and self.board.exists():
             _post(self.board, config, {"state": "running"})
         if os.getppid() == self.process:
