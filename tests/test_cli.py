@@ -1,13 +1,18 @@
 """The commands as their user types them: real processes, their exit codes, their files and their words."""
 
+import fcntl
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -170,6 +175,34 @@ def test_a_signal_does_not_wait_for_a_compilation(tmp_path):
             assert f"{number.name} came: saving after this step" in process.stdout
             assert f"{number.name}: this step takes longer and is not waited for" in process.stdout
             assert process.stderr.splitlines()[-1] == f"ended by {number.name}"
+
+
+@pytest.mark.parametrize("sweep", [False, True])
+def test_a_terminal_of_80_columns_has_a_bar_with_lines_above_it(tmp_path, sweep):
+    """A pseudo-terminal, read to its end; a line of the log begins where no bar stands."""
+    keys = [*SMOKE, "trainer.max_steps=900", "trainer.val_check_interval=100", "model.widths=[4]", "compile=false"]
+    command = [sys.executable, str(REPO / "train.py"), *(["-m", "seed=0"] if sweep else []), *keys, "logger=none"]
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    variables = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    variables |= {"OMP_NUM_THREADS": "1", "TERM": "xterm"}
+    streams = {"stdin": subprocess.DEVNULL, "stdout": end, "stderr": end}
+    process = subprocess.Popen(command, cwd=tmp_path, env=variables, start_new_session=True, **streams)
+    os.close(end)
+    said = b""
+    with suppress(OSError):  # by which Linux says that nobody writes any more
+        while part := os.read(terminal, 2**16):
+            said += part
+    os.close(terminal)
+    assert process.wait() == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    lines = [line for line in re.split(r"[\r\n]+", shown) if line.strip()]
+    bars = [line for line in lines if line.startswith(("━", "╸", "╺"))]
+    assert bars
+    assert all(re.match(r"[━╸╺ ]{10} step \d+ of 900", bar) for bar in bars), bars
+    assert any(" left, " in bar for bar in bars)
+    assert max(map(len, bars)) <= 80
+    assert any(line.startswith("step 100 of 900, ") for line in lines)
 
 
 INTERRUPTED = """
