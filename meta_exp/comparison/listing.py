@@ -158,7 +158,7 @@ def _is_held(lock: Path) -> bool:
             return False
     except Timeout:
         return True
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # the latter of a file system without locks
         return False
 
 
