@@ -1,7 +1,6 @@
 """Runs that predict together: the mean of the members' densities, their values, and the command."""
 
 import csv
-import shutil
 
 import commands
 import pytest
@@ -21,7 +20,6 @@ from meta_exp.tasks.stream import draw_tasks
 from meta_exp.training.data import EvaluationBatches
 from meta_exp.training.learner import EVALUATION
 
-SMALL = ["trainer=smoke", "model.widths=[8,8]", "validation_tasks=10", "test_tasks=25", "samples=3"]
 CPU = torch.device("cpu")
 
 
@@ -150,30 +148,19 @@ def test_unlike_runs_are_refused_by_name():
             refuse_unlike({"a": keys, "b": keys | {key: value}})
 
 
-@pytest.fixture
-def runs(trained, tmp_path):
-    """MAML and LLAMA with two seeds each, to be written beside."""
-    for algorithm in ("maml", "llama"):
-        for seed in (0, 1):
-            keys = [f"algorithm={algorithm}", f"seed={seed}", "predictives=[map,linearized,sample]"]
-            run = trained(f"comparison_{algorithm}_{seed}", *SMALL, *keys)
-            shutil.copytree(run, tmp_path / "sweep" / f"{algorithm}_{seed}")
-    return tmp_path / "sweep"
-
-
 def rows(file):
     with file.open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def test_a_sweep_has_an_ensemble_for_each_configuration(runs):
+def test_a_sweep_has_an_ensemble_for_each_configuration(sweep):
     """A row beside its members', who keep their digits; the ensembles are compared with each other."""
-    result = commands.run("evaluate.py", runs.parent, "sweep", "ensemble=true", "test_tasks=12")
+    result = commands.run("evaluate.py", sweep.parent, "sweep", "ensemble=true", "test_tasks=12")
     assert result.returncode == 0, result.stderr
     assert "of 2" in result.stdout
     assert "llama, ensemble of 2 - maml, ensemble of 2" in result.stdout
     assert "on the sigma or temperature of its members: map " in result.stdout
-    found = rows(runs / "evaluated" / "ensemble-True__test_tasks-12" / "results.csv")
+    found = rows(sweep / "evaluated" / "ensemble-True__test_tasks-12" / "results.csv")
     assert [row["ensemble"] for row in found] == ["", "", "", "", "of 2", "of 2"]
     assert found[-1]["run"] == "ensemble of 2: sweep/maml_0, sweep/maml_1"
     assert found[-1]["seed"] == "0 1"
@@ -182,17 +169,17 @@ def test_a_sweep_has_an_ensemble_for_each_configuration(runs):
         mean = sum(float(row[f"test/{kind}/mse"]) for row in found[:2]) / 2
         assert float(found[-2][f"test/{kind}/mse"]) <= mean + 1e-6  # as that of a mean is
         assert float(found[-2][f"test/{kind}/nll_raw"])
-    report = (runs / "evaluated" / "ensemble-True__test_tasks-12" / "report.html").read_text()
+    report = (sweep / "evaluated" / "ensemble-True__test_tasks-12" / "report.html").read_text()
     assert "ensemble of 2" in report
 
 
-def test_named_runs_make_one_ensemble(runs, tmp_path, capsys):
+def test_named_runs_make_one_ensemble(sweep, tmp_path, capsys):
     out = tmp_path / "out"
-    assert comparison.compare([runs / "maml_0", runs / "llama_1"], ["ensemble=true", "test_tasks=5"], str(out)) == 0
+    assert comparison.compare([sweep / "maml_0", sweep / "llama_1"], ["ensemble=true", "test_tasks=5"], str(out)) == 0
     assert "maml + llama" in capsys.readouterr().out
     [*_, row] = rows(out / "results.csv")
     assert (row["ensemble"], row["choices.algorithm"]) == ("of 2", "maml + llama")
-    assert comparison.compare([runs / "maml_0"], ["ensemble=false", "test_tasks=5"], str(out)) == 0
+    assert comparison.compare([sweep / "maml_0"], ["ensemble=false", "test_tasks=5"], str(out)) == 0
     assert len(rows(out / "results.csv")) == 1
 
 
@@ -203,8 +190,8 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_refused_in_one_line(runs, words):
-    result = commands.run("evaluate.py", runs, "llama_0", *words)
+def test_refused_in_one_line(sweep, words):
+    result = commands.run("evaluate.py", sweep, "llama_0", *words)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"error: {REFUSED[words]}"), result.stderr
     assert "Traceback" not in result.stderr
