@@ -1,10 +1,8 @@
 """The data of a training: meta-batches without end from the trainer's step on, and the fixed validation tasks."""
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import count
 
-import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils._pytree import tree_map
 
@@ -99,10 +97,7 @@ class TrainingBatches:
         stream, trainer = self.stream, self.stream.trainer
         assert trainer is not None
         first = trainer.global_step * trainer.accumulate_grad_batches
-        share = partial(_share, rank=trainer.global_rank, ranks=trainer.world_size)
+        rank, ranks = trainer.global_rank, trainer.world_size
         for k in count(first):
-            yield tree_map(share, draw_batch(stream.family, stream.seed, "train", k, stream.num_tasks))
-
-
-def _share(tasks: torch.Tensor, rank: int, ranks: int) -> torch.Tensor:
-    return tasks if ranks == 1 else tasks[rank::ranks]
+            batch = draw_batch(stream.family, stream.seed, "train", k, stream.num_tasks)
+            yield batch if ranks == 1 else tree_map(lambda tasks: tasks[rank::ranks], batch)

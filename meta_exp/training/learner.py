@@ -7,6 +7,7 @@ clipping, accumulation and data-parallel reduction work as they do for any Light
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import isfinite
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -103,6 +104,7 @@ class Learner(LightningModule):
         self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
         self.learned = algorithm.hyperparameters()
         self.hyper = nn.ParameterDict({_key(name): entry.start for name, entry in self.learned.items()})
+        self._theta = {name: value for name, value in self.model.named_parameters() if value.requires_grad}
         self._tuned: Hyper = {}
         self.served: dict[str, Hyper] = {}
         self.conformal: dict[str, Conformal] = {}
@@ -111,7 +113,7 @@ class Learner(LightningModule):
 
     def meta(self, progress: float = 1.0) -> Meta:
         """Return theta and the learned hyper-parameters, detached, by name; parameters that are frozen are left out."""
-        theta = {name: value.detach() for name, value in self.model.named_parameters() if value.requires_grad}
+        theta = {name: value.detach() for name, value in self._theta.items()}
         hyper = {name: self.hyper[_key(name)].detach() for name in self.learned} | self._tuned
         return Meta(theta, hyper, progress=torch.tensor(progress))
 
@@ -138,20 +140,13 @@ class Learner(LightningModule):
 
     def training_step(self, batch: Episode, batch_idx: int) -> Tensor:
         """Return the objective, with the meta-gradient behind it."""
-        tasks = self._tasks_a_process(batch)
-        trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
-        number = self.global_step * accumulate + batch_idx % accumulate
-        key = (TRAINING, trainer.datamodule.seed, number)  # type: ignore[attr-defined]
-        noise = self.path_noise(batch, key, trainer.global_rank, trainer.world_size)
-        progress = self.global_step / trainer.max_steps
-        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch, tasks, progress, noise)
-        gradients = [*gradient.values(), *hyper_gradient.values()]
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        objective, gradients, logs, noise = self._gradients(batch, batch_idx)
         logging_step = (self.global_step + 1) % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
         # a look at the value waits for a GPU, so it is taken every step on the CPU only
         if logging_step or self.device.type == "cpu":
-            self._stop_if_not_finite(objective, norm, batch, noise)
+            self._stop_if_not_finite(objective, gradients, batch, noise)
         if logging_step:
+            tasks = self._tasks_a_process(batch)
             scores = self.evaluate(batch, self.algorithm.inner_steps, predictives=[], of_objective=True).each
             logs |= {name: score.sum() / tasks for name, score in scores.items() if name not in logs}
             self._warn_if_collapsed(scores)
@@ -160,9 +155,31 @@ class Learner(LightningModule):
             logs |= shown(self.learned, self.meta().hyper)
             values = {f"train/{name.removeprefix('map/')}": value.detach() for name, value in logs.items()}
             self.log_dict(values, sync_dist=True)
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        parameters = [*trained, *(self.hyper[_key(name)] for name in self.learned)]
+        parameters = self._trained()
         return _WithGradient.apply(objective, len(parameters), *parameters, *gradients)
+
+    def take_gradient(self, batch: Episode, batch_idx: int) -> Tensor:
+        """Return the objective and leave the meta-gradient with the parameters, as a turn of Lightning's does."""
+        objective, gradients, _, noise = self._gradients(batch, batch_idx)
+        if self.device.type == "cpu":
+            self._stop_if_not_finite(objective, gradients, batch, noise)
+        for parameter, gradient in zip(self._trained(), gradients, strict=True):
+            parameter.grad = gradient
+        return objective
+
+    def _gradients(self, batch: Episode, batch_idx: int) -> tuple[Tensor, list[Tensor], dict[str, Tensor], Noise]:
+        """Return the objective, its gradients in what is trained, in its order, logged scalars and the noise."""
+        trainer, accumulate = self.trainer, self.trainer.accumulate_grad_batches
+        number = self.global_step * accumulate + batch_idx % accumulate
+        key = (TRAINING, trainer.datamodule.seed, number)  # type: ignore[attr-defined]
+        noise = self.path_noise(batch, key, trainer.global_rank, trainer.world_size)
+        progress = self.global_step / trainer.max_steps
+        tasks = self._tasks_a_process(batch)
+        objective, gradient, hyper_gradient, logs = self.meta_gradient(batch, tasks, progress, noise)
+        return objective, [*gradient.values(), *hyper_gradient.values()], logs, noise
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [*self._theta.values(), *(self.hyper[_key(name)] for name in self.learned)]
 
     def _tasks_a_process(self, batch: Episode) -> float:
         """Return what a process divides its sums over tasks by, for the processes' average to be the mean over all M.
@@ -324,10 +341,15 @@ class Learner(LightningModule):
                 raise FloatingPointError(f"step {self.global_step}: {text}; {remedy}")
             log.warning("step %d: %s; the mean is NaN", self.global_step, text)
 
-    def _stop_if_not_finite(self, objective: Tensor, norm: Tensor, batch: Episode, noise: Noise) -> None:
-        # of all processes, so that none goes on and waits for one that stopped
-        if bool(torch.isfinite(self.trainer.strategy.reduce(objective + norm, reduce_op="sum"))):
+    def _stop_if_not_finite(self, objective: Tensor, gradients: list[Tensor], batch: Episode, noise: Noise) -> None:
+        norms = torch._foreach_norm(gradients)
+        if self.trainer.world_size == 1 and self.device.type == "cpu":  # numbers one by one are sooner added up there
+            total = float(objective) + sum(map(float, norms))
+        else:  # of all processes, so that none goes on and waits for one that stopped
+            total = float(self.trainer.strategy.reduce(objective + torch.stack(norms).norm(), reduce_op="sum"))
+        if isfinite(total):
             return
+        norm = torch.stack(norms).norm()
         x, y = batch.support
         reason, remedy = self._what_diverged(batch, noise)
         raise FloatingPointError(

@@ -14,9 +14,14 @@ log = logging.getLogger(__name__)
 KNOWN = "2.6"
 
 
+def known(version: str = pytorch_lightning.__version__) -> bool:
+    """Whether the insides of this version are known."""
+    return version.split(".")[:2] == KNOWN.split(".")
+
+
 def warn_of_other_versions(version: str = pytorch_lightning.__version__) -> None:
     """Warn in one line where Lightning is of a version whose insides are not known."""
-    if version.split(".")[:2] != KNOWN.split("."):
+    if not known(version):
         text = "pytorch-lightning: expected version %s, got %s; a run that is interrupted may go on to other weights"
         log.warning(text, KNOWN, version)
 

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import Logger
 
 from meta_exp.config.checks import one_line, require, require_at_most
+from meta_exp.training import lightning
 
 STEPS = 10**9
 ACCUMULATED = 10**4
@@ -94,6 +95,10 @@ class Trainer(pytorch_lightning.Trainer):
             of_devices = "device" in said or "requested" in said
             key = f"trainer.devices={devices}" if of_devices else f"trainer.accelerator={accelerator}"
             raise ValueError(f"{key}: {said}") from error
+        if lightning.known():
+            from meta_exp.training.turns import Turns  # another version may lack what it imports
+
+            self.fit_loop.epoch_loop = Turns(self, max_steps=max_steps)
 
 
 def _known(devices: int | str | list[int]) -> bool:
