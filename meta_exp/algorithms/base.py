@@ -75,7 +75,8 @@ class Algorithm(ABC):
     def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
         """Return the task's meta-objective, a scalar, and scalars to log.
 
-        It is differentiable in theta, the hyper-parameters and every state of the path theta^0 .. theta^K.
+        It is differentiable in theta, the hyper-parameters and every state of the path theta^0 .. theta^K, or as far as
+        ``objective_steps`` go.
         """
 
     def hyperparameters(self) -> dict[str, Learned]:
@@ -140,6 +141,11 @@ class Algorithm(ABC):
     def curved(self, episode: Episode) -> Examples:
         """Return the data of the task whose curvature the objective takes; here the support set."""
         return episode.support
+
+    @property
+    def objective_steps(self) -> int:
+        """How many steps of the path the objective is given; here all K."""
+        return self.inner_steps
 
     @property
     def holds_to_theta(self) -> bool:

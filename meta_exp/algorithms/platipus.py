@@ -10,7 +10,7 @@ Training takes ``draws`` starts from q, and what is used ``particles`` from p, w
 drawn around mu, and the first step goes by p's mean too. Without deviations, KL and gamma_q it is MAML.
 
 Where it departs: gradient steps are on the mean loss, as everywhere here, in place of -log p, a sum. Training takes no
-part of the path from p, so that checkpointed steps save no memory. w is 1 in the paper's bound; where deviations are
+step of the path from p, so that checkpointed steps save no memory. w is 1 in the paper's bound; where deviations are
 small the KL then holds both means where they are, and little is learned.
 """
 
@@ -93,6 +93,11 @@ class PLATIPUS(Particles):
             mean = self._mean("p", support, meta)
             params = {name: value + (mean[name] - meta.theta[name]) for name, value in params.items()}
         return self._descend(params, support)
+
+    @property
+    def objective_steps(self) -> int:
+        """None: training starts from q."""
+        return 0
 
     def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
         """Return the objective with starts from q, and the KL with its weight."""

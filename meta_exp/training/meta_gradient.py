@@ -159,7 +159,7 @@ class MetaGradient:
         def objective(theta: Params, hyper: Hyper) -> Outcome:
             here = meta._replace(theta=theta, hyper=hyper)
             return algorithm.objective(
-                whole_path(algorithm, episode.support, here, algorithm.inner_steps), episode, here
+                whole_path(algorithm, episode.support, here, algorithm.objective_steps), episode, here
             )
 
         return _gradients(objective, meta.theta, meta.hyper)
@@ -171,12 +171,12 @@ class MetaGradient:
         def at(learned: Differentiated) -> Meta:
             return meta._replace(theta=learned[0], hyper=learned[1])
 
-        states = whole_path(algorithm, episode.support, meta, algorithm.inner_steps)
+        states = whole_path(algorithm, episode.support, meta, algorithm.objective_steps)
         (of_states, total), outcome = _gradients(
             lambda states, learned: algorithm.objective(states, episode, at(learned)), states, learned
         )
         cotangent = of_states[-1]
-        for k in reversed(range(algorithm.inner_steps)):
+        for k in reversed(range(algorithm.objective_steps)):
 
             def step(params: Params, learned: Differentiated, k: int = k) -> Params:
                 return algorithm.step(params, episode.support, k, at(learned))
