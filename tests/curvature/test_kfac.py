@@ -261,6 +261,7 @@ def test_noise():
     ("settings", "message"),
     [
         ({"probes": 0}, r"curvature\.probes: expected null or at least 1"),
+        ({"probes": 2**31}, r"curvature\.probes: expected at most"),
         ({"prior_precision": 0.0}, r"curvature\.prior_precision"),
     ],
 )
