@@ -6,7 +6,6 @@ curve is in order of x.
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import count, takewhile
 from typing import NamedTuple
 
 import torch
@@ -74,12 +73,14 @@ def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
     for metric in _metrics(configurations):
         curves = []
         for i, c in enumerate(configurations):
-            found = list(takewhile(bool, (c.estimate(f"map/{metric}_step_{k}") for k in count())))
-            means, halves = [e.mean for e in found if e], [e.half for e in found if e]
+            scored = (re.fullmatch(rf"test/map/{metric}_step_(\d+)", name) for name in c.runs[0].summary)
+            steps = sorted(int(match[1]) for match in scored if match)
+            found = {k: e for k in steps if (e := c.estimate(f"map/{metric}_step_{k}"))}
+            means, halves = [e.mean for e in found.values()], [e.half for e in found.values()]
             if found:
-                curves.append(_banded(c.name, [float(k) for k in range(len(found))], means, halves, i))
+                curves.append(_banded(c.name, [float(k) for k in found], means, halves, i))
             if found and (best := c.estimate(f"{BAYES}/{metric}")):
-                ends = [0.0, float(len(found) - 1)]
+                ends = [0.0, float(max(found))]
                 curves.append(Curve(f"{c.name}: Bayes-optimal", ends, [best.mean] * 2, group=i, dashed=True))
         name = title(metric)
         words = f"{name} by inner steps", "inner steps", f"test {name}"

@@ -12,7 +12,7 @@ COMPUTED = ("trainer.accelerator", "trainer.devices")
 WATCHED = ("logger", "callbacks.last", "callbacks.progress")
 KEPT = ("dataset.root", "dataset.download")
 SERVED = ("calibrate", "conformal_tasks", "tune_prior_precision")  # how a trained run is served
-SCORED = ("test_tasks", "samples", "predictives")  # what is computed once it is trained
+SCORED = ("test_tasks", "samples", "predictives", "each_step")  # what is computed once it is trained
 VALIDATED = ("evaluation_steps",)  # and what its validation goes by too, so that it may change when that is over
 PLACED = ("run_dir", "run_name", "run_title")  # set by the folder
 # of the folder, and the sweep's bears the experiment's name

@@ -66,7 +66,10 @@ TRAINING: dict[str, tuple[type, tuple[str, ...]]] = {  # and those that its trai
 OTHERS: dict[str, type] = {"callbacks": Callback, "logger": Logger, "scores": object}  # of any names
 EVALUATION_STEPS = 10  # unless training takes more
 PRECISIONS = ("highest", "high", "medium")
-LEARNER = ("evaluation_steps", "predictives", "samples", "hyper_lr", "chunk_size", "compile", "checkpoint_steps")
+LEARNER = (
+    *("evaluation_steps", "predictives", "each_step", "samples", "hyper_lr"),
+    *("chunk_size", "compile", "checkpoint_steps"),
+)
 STREAM = ("seed", "validation_tasks", "test_tasks", "num_tasks", "conformal_tasks")
 
 

@@ -46,6 +46,7 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "evaluation_steps",
     "predictives",
     "samples",
+    "each_step",
     "chunk_size",
     "test_tasks",
     "calibrate",
@@ -53,7 +54,7 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "scores",
     "conformal_tasks",
 )
-LATER = ("calibrate", "conformal_tasks")  # keys that the config of an older run may lack
+LATER = ("calibrate", "conformal_tasks", "each_step")  # keys that the config of an older run may lack
 TUNED = "prior_precision.json"  # of a run of an earlier version
 OPTIONAL = ("lr_schedule",)  # which earlier versions had not
 REFITTED = ("curvature", "likelihood", "calibrate", "conformal_tasks")

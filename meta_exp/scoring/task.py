@@ -3,7 +3,7 @@
 The NLL is that of the averaged predictive (log of the mean over draws), never the mean of the draws' NLLs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,7 +43,7 @@ def evaluate(
     own: Mapping[str, Score] | None = None,
     conformal: Mapping[str, Conformal] | None = None,
     of_objective: bool = False,
-    each_step: bool = True,
+    scored: Collection[int] | None = None,
 ) -> Scores:
     """Adapt one task by ``steps`` steps and score its query set.
 
@@ -52,10 +52,11 @@ def evaluate(
     whose coverage and width or set size are then scored. Classes need ``foreign`` images for the AUROC of telling them
     from the task's own; without them it is left out. ``own`` are further scores of predictives, by name. The curvature
     is that of the support set, which is all that a new task has; ``of_objective`` takes the data of the objective.
-    ``each_step`` scores the map after each step of the path too, which takes as many passes over the query set.
+    ``scored`` are the steps of the path after which the map is scored too, each with a pass over the query set; None
+    for all, and the start.
 
     Returns:
-        Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for k = 0 .. steps,
+        Each: ``loss`` (mean over query points, as in the inner loop), ``map/<metric>_step_<k>`` for the scored k,
         ``<predictive>/<score>`` with the predictive's own scores and ``auroc``; where there is curvature ``log_det``,
         its floor in a network that has collapsed, and the posterior's diagnostics. Pooled:
         ``<predictive>/<histogram>``, with the predictive's own and, for ``foreign`` images, ``entropy`` [2, 20]: points
@@ -64,11 +65,11 @@ def evaluate(
     likelihood = algorithm.likelihood.at(meta.hyper)
     support, query = episode
     each = {}
-    # one state at a time: K of them take memory
-    states = path(algorithm, support, meta, steps) if each_step else [adapt(algorithm, support, meta, steps)]
-    for k, params in enumerate(states):
-        prediction = algorithm.predict("map", params, query.x, meta)
-        if each_step:
+    for k, params in enumerate(path(algorithm, support, meta, steps)):  # one state at a time: K of them take memory
+        asked = scored is None or k in scored
+        if asked or k == steps:
+            prediction = algorithm.predict("map", params, query.x, meta)
+        if asked:
             each[f"map/{likelihood.metric}_step_{k}"] = likelihood.predictive(*prediction).score(query.y).mean()
     loss = torch.stack([likelihood.loss(output, query.y) for output in prediction.outputs]).mean()
     each = {"loss": loss} | each

@@ -5,7 +5,7 @@ clipping, accumulation and data-parallel reduction work as they do for any Light
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from math import isfinite
 from typing import Any, Literal, NamedTuple
@@ -62,6 +62,8 @@ class Learner(LightningModule):
         chunk_size: tasks whose gradient is taken at once; None for the whole meta-batch, ``auto`` for a trial.
         compile: the meta-gradient; ``auto`` compiles runs that are long enough.
         checkpoint_steps: keep one inner step at a time in memory, and compute each twice.
+        each_step: score the map after each step of the path, which takes as many passes over the query set; else at its
+            ends.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Learner(LightningModule):
         chunk_size: int | Literal["auto"] | None = None,
         compile: bool | Literal["auto"] = "auto",
         checkpoint_steps: bool = False,
+        each_step: bool = True,
         scores: Mapping[str, Score] | None = None,
     ) -> None:
         require(evaluation_steps >= 1, "evaluation_steps", "at least 1", evaluation_steps)
@@ -99,6 +102,7 @@ class Learner(LightningModule):
         self.evaluation_steps = evaluation_steps if algorithm.inner_steps else 0
         self.predictives = [kind for kind in dict.fromkeys(predictives) if kind in algorithm.predictives]
         self.samples = samples
+        self.each_step = each_step
         self.scores = dict(scores or {})
         self.hyper_lr = hyper_lr
         self.gradient = MetaGradient(algorithm, chunk_size, compile, checkpoint_steps)
@@ -199,17 +203,18 @@ class Learner(LightningModule):
         seed: int = 0,
         foreign: Foreign | None = None,
         of_objective: bool = False,
-        each_step: bool = True,
+        scored: Collection[int] | None = None,
     ) -> Scores:
         """Score each of T tasks; the values have a leading T. Posterior draws are a function of ``seed``.
 
         ``of_objective`` takes the curvature of the data that the objective takes it of, in place of the support set's;
-        without ``each_step`` only the end of the path is scored.
+        ``scored`` are the steps of the path that are scored beside its end: None for what ``each_step`` says.
         """
+        scored = (None if self.each_step else (0, steps)) if scored is None else scored
         meta = self.meta()._replace(noise=self.path_noise(episodes, (EVALUATION, seed)))
         served = {kind: self.served[kind] for kind in predictives if kind in self.served}
         score = partial(evaluate, self.algorithm, steps=steps, predictives=predictives, served=served, own=self.scores)
-        score = partial(score, conformal=self.conformal, of_objective=of_objective, each_step=each_step)
+        score = partial(score, conformal=self.conformal, of_objective=of_objective, scored=scored)
         draws = self.draws(episodes, seed) if any(kind != "map" for kind in predictives) else None
         shared = Meta(None, None, None if meta.noise is None else 0, None)  # type: ignore[arg-type]
         in_dims = (shared, 0, None if draws is None else 0, None if foreign is None else 0)
@@ -273,7 +278,7 @@ class Learner(LightningModule):
         self._scores.append(self._validate(batch))
 
     def _validate(self, batch: Episode) -> dict[str, Tensor]:
-        return self.evaluate(batch, self.evaluation_steps, self.algorithm.validated, each_step=False).each
+        return self.evaluate(batch, self.evaluation_steps, self.algorithm.validated, scored=()).each
 
     @torch.no_grad()
     def validation_scores(self, stream: TaskStream) -> list[str]:
