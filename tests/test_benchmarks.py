@@ -15,6 +15,7 @@ pytest.importorskip("learn2learn")
     [
         ("throughput", "sinusoid --rows maml first_order --forms eager --seconds 0 --rounds 2", "first_order"),
         ("throughput", "--end-to-end sinusoid --forms eager --rounds 2", "end to end"),
+        ("peers", "sinusoid --seconds 0 --rounds 2", "JAX and optax"),
         ("hotspots", "sinusoid --forms eager --seconds 0", "products"),
     ],
 )
