@@ -141,51 +141,59 @@ def starts(learned):
 # The loop: torch.autograd alone
 
 
-def loop_gradient(algorithm, theta, batch, model=None):
+def loop_gradient(algorithm, theta, batch, model=None, known=()):
     """Mean over tasks, one after another, of the gradient of ``loop_objective``."""
     gradients = []
     for i in range(len(batch.query.y)):
         leaves = {name: p.detach().clone().requires_grad_() for name, p in theta.items()}
-        objective = loop_objective(algorithm, leaves, task(batch, i), model or algorithm.model)
+        objective = loop_objective(algorithm, leaves, task(batch, i), model or algorithm.model, known)
         found = torch.autograd.grad(objective, list(leaves.values()), allow_unused=True, materialize_grads=True)
         gradients.append(dict(zip(leaves, found, strict=True)))
     return {name: torch.stack([g[name] for g in gradients]).mean(0) for name in theta}
 
 
-def loop_objective(algorithm, theta, episode, model):
-    """The meta-objective of one task, written out; ``theta`` requires gradients, ``model`` runs the forward passes."""
-    theta_i = loop_adapt(algorithm, theta, episode.support, model)
+def loop_objective(algorithm, theta, episode, model, known=()):
+    """The meta-objective of one task, written out; ``theta`` requires gradients, ``model`` runs the forward passes.
+
+    Parameters named in ``known`` neither adapt nor enter the curvature.
+    """
+    theta_i = loop_adapt(algorithm, theta, episode.support, model, known)
     total = nll(algorithm.likelihood, functional_call(model, theta_i, (episode.query.x,)), episode.query.y)
     if isinstance(algorithm, LLAMA):
         tau, x = algorithm.curvature.prior_precision, getattr(episode, algorithm.data).x
-        log_det = loop_log_det(algorithm.curvature, algorithm.likelihood, model, theta_i, x, tau)
+        log_det = loop_log_det(algorithm.curvature, algorithm.likelihood, model, theta_i, x, tau, known)
         total = total + algorithm.eta * log_det
         if algorithm.prior_term:
             total = total + tau / 2 * (vector(theta_i) - vector(theta)).square().sum()
     return total / len(episode.query.y)
 
 
-def loop_adapt(algorithm, theta, support, model):
+def loop_adapt(algorithm, theta, support, model, known=()):
     """theta_i by gradient steps whose graph is kept in second order."""
+    moving = [name for name in theta if name not in known]
     for _ in range(algorithm.inner_steps):
         outputs = functional_call(model, theta, (support.x,))
         if isinstance(algorithm.likelihood, Gaussian):
             loss = F.mse_loss(outputs, support.y)
         else:
             loss = nll(algorithm.likelihood, outputs, support.y) / support.y.numel()
-        gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=not algorithm.first_order)
-        theta = {name: p - algorithm.inner_lr * g for (name, p), g in zip(theta.items(), gradients, strict=True)}
+        wanted = [theta[name] for name in moving]
+        gradients = torch.autograd.grad(loss, wanted, create_graph=not algorithm.first_order)
+        stepped = {name: theta[name] - algorithm.inner_lr * g for name, g in zip(moving, gradients, strict=True)}
+        theta = {name: stepped.get(name, p) for name, p in theta.items()}
     return theta
 
 
-def loop_log_det(curvature, likelihood, model, params, x, tau):
+def loop_log_det(curvature, likelihood, model, params, x, tau, known=()):
     """The log det ratio of a structure, with the Jacobian row by row."""
     if isinstance(curvature, KFAC):
-        ratios = [
-            torch.eye(len(block)).double() + block / tau for _, block in kfac_blocks(likelihood, model, params, x)
-        ]
+        places = unvector(torch.arange(vector(params).numel()), params)
+        left_out = {int(place) for name in known for place in places[name].flatten()}
+        blocks = [block for place, block in kfac_blocks(likelihood, model, params, x) if int(place[0]) not in left_out]
+        ratios = [torch.eye(len(block)).double() + block / tau for block in blocks]
         return sum(torch.linalg.slogdet(ratio).logabsdet for ratio in ratios)
     names = list(params)[-2:] if isinstance(curvature, LastLayer) else list(params)
+    names = [name for name in names if name not in known]
     outputs = functional_call(model, params, (x,))
     wanted = [params[name] for name in names]
     rows = [torch.autograd.grad(f, wanted, create_graph=True) for f in outputs.flatten()]

@@ -4,23 +4,16 @@ r"""ANIL (Raghu, Raghu, Bengio and Vinyals 2020): MAML whose inner loop moves so
     objective_i(theta) = -log p(Q_i | theta_i) / M
 
 The body is theta's own in every task and learned in the outer loop alone. ``layers`` says which layers adapt, by name
-or by place in the network; the paper's is the last. All layers together are MAML.
-
-A layer is a module with parameters of its own, so that a norm is one beside its convolution. A name stands for all
-layers below it too: ``blocks.3`` is the fourth block of Conv4.
+or by place or by kind (``models.layers``); the paper's is the last. All layers together are MAML.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import Tensor
-
-from meta_exp.adaptation import Meta, Params, gradient_step
 from meta_exp.algorithms.maml import MAML
 from meta_exp.config.checks import require
-from meta_exp.curvature.taps import layers_with_parameters
-from meta_exp.tasks.episode import Examples
+from meta_exp.models.layers import choose_layers, parameters_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +21,7 @@ class ANIL(MAML):
     """MAML on a part of the layers.
 
     Attributes:
-        layers: those that adapt: names, or places counted from 0, or from the end by -1, -2, ...
+        layers: those that adapt.
     """
 
     layers: Sequence[str | int] = (-1,)
@@ -43,32 +36,9 @@ class ANIL(MAML):
     @cached_property
     def adapted(self) -> tuple[str, ...]:
         """Names of the parameters that adapt."""
-        return self._parameters(self._chosen())
+        return parameters_of(self.model, self.chosen - self.staying)
 
-    def step(self, params: Params, support: Examples, k: int, meta: Meta) -> Params:
-        """Return theta^{k+1} of theta^k: a gradient step of the layers that adapt."""
-        moving = {name: params[name] for name in self.adapted}
-        rest = {name: value for name, value in params.items() if name not in moving}
-
-        def loss(part: Params) -> Tensor:
-            return self.loss(rest | part, support)
-
-        return params | gradient_step(loss, moving, lr=self.inner_lr, first_order=self.first_order)
-
-    def _chosen(self) -> set[str]:
-        """Return the names of the layers that ``layers`` names."""
-        names = list(layers_with_parameters(self.model))
-        found = set()
-        for layer in self.layers:
-            if isinstance(layer, int):
-                known = -len(names) <= layer < len(names)
-                below = [names[layer]] if known else []
-            else:
-                below = [name for name in names if name == layer or name.startswith(f"{layer}.")]
-            require(len(below) > 0, "algorithm.layers", f"layers among {', '.join(names)}, or their places", layer)
-            found |= set(below)
-        return found
-
-    def _parameters(self, layers: set[str]) -> tuple[str, ...]:
-        own = [name for name, value in self.model.named_parameters() if value.requires_grad]
-        return tuple(name for name in own if name.rpartition(".")[0] in layers)
+    @cached_property
+    def chosen(self) -> set[str]:
+        """Names of the ``layers``."""
+        return choose_layers(self.model, self.layers, "algorithm.layers")

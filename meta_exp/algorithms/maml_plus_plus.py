@@ -17,18 +17,19 @@ curves with free rates all of three seeds diverged. All of it off, with equal ra
 """
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from meta_exp.adaptation import Meta, Params, gradient_step
+from meta_exp.adaptation import Meta, Params
 from meta_exp.algorithms.base import Logs
 from meta_exp.algorithms.meta_sgd import MetaSGD
 from meta_exp.config.checks import require
 from meta_exp.hyper import Learned, weights
 from meta_exp.models import Affine
+from meta_exp.models.layers import layers_with_parameters, parameters_of
 from meta_exp.tasks.episode import Episode, Examples
 
 
@@ -60,14 +61,13 @@ class MAMLPlusPlus(MetaSGD):
     def norms(self) -> tuple[str, ...]:
         """Names of the norms' scales and shifts that each step has of its own."""
         affine = [name for name, module in self.model.named_modules() if isinstance(module, Affine)]
-        own = [name for name, value in self.model.named_parameters() if value.requires_grad]
-        return tuple(name for name in own if self.per_step_norms and name.rpartition(".")[0] in affine)
+        return parameters_of(self.model, set(affine)) if self.per_step_norms else ()
 
     @cached_property
     def adapted(self) -> tuple[str, ...]:
         """Names of the parameters that adapt, each with its rates."""
-        own = [name for name, value in self.model.named_parameters() if value.requires_grad]
-        return tuple(name for name in own if name not in self.norms)
+        moving = parameters_of(self.model, set(layers_with_parameters(self.model)) - self.staying)
+        return tuple(name for name in moving if name not in self.norms)
 
     def hyperparameters(self) -> dict[str, Learned]:
         """Return what is learned beside theta: the rates, and the norms of all steps but theta's own, the first."""
@@ -81,11 +81,8 @@ class MAMLPlusPlus(MetaSGD):
         """Return theta^{k+1} of theta^k, with the norms of step k, which the network predicts with behind it too."""
         last = min(k, self.inner_steps - 1)
         norms = {name: meta.hyper[f"norms.{name}"][last - 1] if last else meta.theta[name] for name in self.norms}
-        moving = {name: params[name] for name in self.adapted}
         first = self.first_order or (meta.progress < self.first_order_until if self.first_order_until else False)
-        loss = partial(self._loss, norms=norms, support=support)
-        moved = gradient_step(loss, moving, lr=self.rates(k, meta), first_order=first)
-        return {name: moved[name] if name in moved else norms[name] for name in params}
+        return self.descend(params | norms, support, self.rates(k, meta), first)
 
     def objective(self, path: list[Params], episode: Episode, meta: Meta) -> tuple[Tensor, Logs]:
         """Return the weighted -log p(Q_i | theta^k) / M, and the last step's weight."""
@@ -96,6 +93,3 @@ class MAMLPlusPlus(MetaSGD):
         last = 1 - (self.inner_steps - 1) * others
         total = others * losses[:-1].sum() + last * losses[-1]
         return total / len(episode.query.y), {"last_step_weight": last}
-
-    def _loss(self, moving: Params, norms: Params, support: Examples) -> Tensor:
-        return self.loss(moving | norms, support)

@@ -11,7 +11,6 @@ the LSLR of MAML++ (Antoniou, Edwards and Storkey 2019). Steps beyond those of t
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -54,11 +53,6 @@ class MetaSGD(MAML):
             key, start = f"rate.{name}", self._start(self.model.get_parameter(name).detach())
             found |= in_log_space(key, start) if self.positive else {key: Learned(start, key, _itself)}
         return found
-
-    @cached_property
-    def adapted(self) -> tuple[str, ...]:
-        """Names of the parameters that adapt, each with its rates."""
-        return tuple(name for name, value in self.model.named_parameters() if value.requires_grad)
 
     def rates(self, k: int, meta: Meta) -> float | Params:
         """Return alpha of step k by name."""

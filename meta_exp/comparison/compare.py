@@ -57,6 +57,7 @@ from meta_exp.installation import typed
 from meta_exp.runs import pictures
 from meta_exp.runs.calibration import calibrate
 from meta_exp.runs.names import override_folder
+from meta_exp.runs.protocol import mixed, of_ensemble, protocol_of
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
@@ -124,6 +125,8 @@ def compare(folders: Sequence[Path], overrides: Sequence[str] = (), output: str 
     for folder, factors in fitted.items():
         words = ", ".join(f"{kind} {factor:.3g}" for kind, factor in factors.items())
         say(f"{folder}: fitted as it is served, on the sigma or temperature of its members: {words or 'nothing'}")
+    if words := mixed([result.protocol for result in results]):
+        say(words)
     for result in results:
         if failed := failed_tasks(result.scores.each):
             say(f"{result.folder}: {describe_failed(failed, result.summary['test/tasks'])}")
@@ -286,6 +289,7 @@ def _result(run: Restored, overrides: Sequence[str], advance: Any) -> Result:
         command=_command(run.folder),
         curve=read_curve(run.folder / "curves.csv"),
         made_by={k: v for k, v in run.metrics.items() if k.startswith("version/") or k == "git_commit"},
+        protocol=protocol_of(run.learner, run.family, run.cfg.test_tasks),
     )
 
 
@@ -319,7 +323,8 @@ def _ensemble(members: Sequence[Restored]) -> tuple[Result, dict[str, float]]:
     keys = shared_keys([_keys(run) for run in members])
     folder = Path(f"{ENSEMBLE} {keys[ENSEMBLE]}: {', '.join(str(run.folder) for run in members)}")
     metric = first.learner.algorithm.likelihood.metric
-    return Result(folder, keys, scores, metric, command="", curve={}, made_by={}), together.factors
+    protocol = of_ensemble([protocol_of(run.learner, run.family, run.cfg.test_tasks) for run in members])
+    return Result(folder, keys, scores, metric, command="", curve={}, made_by={}, protocol=protocol), together.factors
 
 
 def _fit(run: Restored, keep: bool) -> None:

@@ -32,6 +32,7 @@ from meta_exp.comparison.results import (
 )
 from meta_exp.comparison.swept import MOST_TICKS
 from meta_exp.files import write_whole
+from meta_exp.runs.protocol import mixed
 
 COLORS = ("#1f4e8c", "#e08214", "#111111", "#b2384b", "#6a9f58", "#8e7cc3", "#8c8c8c", "#c9a227")
 LIGHTER = ("#7db3f2", "#f2a154", "#f0f0f0", "#f08497", "#9bd08d", "#bcaef0", "#b8b8b8", "#e6c75a")  # on a dark page
@@ -63,6 +64,7 @@ def write(
         nonce=secrets.token_urlsafe(16),
         plotly=get_plotlyjs(),
         tasks=runs[0].summary["test/tasks"],
+        mixed=mixed([run.protocol for run in runs]),
         overrides=overrides,
         scores=scores,
         title=title,

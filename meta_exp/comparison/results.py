@@ -69,7 +69,8 @@ class Estimate(NamedTuple):
 class Result:
     """One run, evaluated. ``command`` made it, ``curve`` is its learning curve by column, ``made_by`` versions.
 
-    An ensemble has the keys that its members share, their folders as one name, and their seeds in one word.
+    ``protocol`` is that of the evaluation. An ensemble has the keys that its members share, their folders as one name,
+    and their seeds in one word.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Result:
     command: str
     curve: dict[str, list[float]]
     made_by: dict[str, Any]
+    protocol: dict[str, Any] = field(default_factory=dict)
     served: dict[str, Hyper] = field(default_factory=dict)  # the values that predictives were calibrated to
 
     @property

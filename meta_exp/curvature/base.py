@@ -5,6 +5,8 @@ gives the posterior N(theta_i, H^-1) of one task. tau is fixed, or learned with 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
+from copy import copy
 from typing import ClassVar
 
 import torch
@@ -86,7 +88,11 @@ class Curvature(ABC):
         self.taps = taps
         self.prior_precision = prior_precision
         self.learned = learned
-        self.parameter_names = [f"{n}.{p}" for n, layer in taps.layers.items() for p, _ in layer.named_parameters()]
+
+    @property
+    def parameter_names(self) -> list[str]:
+        """Names of the parameters treated."""
+        return [f"{n}.{p}" for n, layer in self.taps.layers.items() for p, _ in layer.named_parameters()]
 
     @abstractmethod
     def posterior(
@@ -101,6 +107,12 @@ class Curvature(ABC):
 
         Its mean is theta_i, or with ``prior_mean`` theta the mode of the linear model.
         """
+
+    def without(self, layers: Collection[str]) -> "Curvature":
+        """Return the same structure of the other layers; those named are taken as known."""
+        rest = copy(self)
+        rest.taps = self.taps.without(layers)
+        return self if rest.taps is self.taps else rest
 
     def exact(self) -> "Curvature":
         """Return the structure as evaluation and production take it, without what training alone saves on."""
@@ -129,7 +141,12 @@ class Curvature(ABC):
         return hyper["log_prior_precision"].exp() if "log_prior_precision" in hyper else fixed
 
     def log_det_floor(self, outputs: Tensor, likelihood: Likelihood, hyper: Hyper) -> Tensor:
-        """Return the log det ratio of a network whose outputs [N, C] depend on nothing but a bias of their own."""
+        """Return the log det ratio of a network whose outputs [N, C] depend on nothing but a bias of their own.
+
+        It is 0 where the layer that gives the outputs is not treated.
+        """
+        if not self.taps.final:
+            return outputs.new_zeros((), dtype=torch.float64)
         roots = likelihood.hessian_sqrt(outputs).double()
         precision = (roots @ roots.mT).sum(0) / self.tau(hyper).to(roots)
         eye = torch.eye(len(precision), dtype=precision.dtype, device=precision.device)

@@ -103,7 +103,8 @@ class ClassPosterior(Posterior):
         outputs, self.support = features(data.x)
         names = [f"{name}.{p}" for p, _ in layer.named_parameters()]
         # without inner steps theta_i is theta itself, and there is no way back to add
-        moved = {n: params[n] - prior_mean[n] for n in names if params[n] is not prior_mean[n]}
+        still = all(params[n] is prior_mean[n] for n in names)
+        moved = {} if still else {n: params[n] - prior_mean[n] for n in names}
         self.way = to_matrix(layer, moved, name) if moved else None
         kernel = self._kernel(self.support)
 

@@ -32,8 +32,8 @@ class HessianPosterior(Posterior):
         indefinite: whether tau I + Hessian was not positive definite.
     """
 
-    def __init__(self, matrix: Tensor, tau: Tensor, model: nn.Module, params: Params) -> None:
-        self.model, self.params, self.tau = model, params, tau
+    def __init__(self, matrix: Tensor, tau: Tensor, model: nn.Module, params: Params, known: Params) -> None:
+        self.model, self.params, self.known, self.tau = model, params, known, tau
         eigenvalues, self.vectors = eigh(matrix)
         self.eigenvalues = eigenvalues.clamp_min(0)
         rounding = 1e-12 * eigenvalues.abs().max()  # the zeros of a matrix of lower rank are not negative
@@ -54,7 +54,7 @@ class HessianPosterior(Posterior):
         """Covariances [M, C, C] of the linearised outputs at x [M, *features], in float64."""
 
         def outputs(v: Tensor) -> Tensor:
-            return functional_call(self.model, _unvector(v, self.params), (x.double(),))
+            return functional_call(self.model, self.known | _unvector(v, self.params), (x.double(),))
 
         rotated = jacrev(outputs)(_vector(self.params)) @ self.vectors
         scaled = rotated * (self.eigenvalues + self.tau).rsqrt()
@@ -100,13 +100,15 @@ class Hessian(Curvature):
     ) -> HessianPosterior:
         """Return the posterior of one task around ``params``, or the mode, given its N examples."""
         model = self.taps.model
-        params = {name: params[name].double() for name in self.parameter_names}
+        every = dict(model.named_parameters()) | dict(model.named_buffers()) | params
+        every = {name: value.double() for name, value in every.items() if value.is_floating_point()}
+        treated = {name: every.pop(name) for name in self.parameter_names}
 
         def nll(v: Tensor) -> Tensor:
-            return likelihood.nll(functional_call(model, _unvector(v, params), (data.x.double(),)), data.y)
+            return likelihood.nll(functional_call(model, every | _unvector(v, treated), (data.x.double(),)), data.y)
 
-        matrix = hessian(nll)(_vector(params))
-        return HessianPosterior(matrix, self.tau(hyper).to(matrix), model, params)
+        matrix = hessian(nll)(_vector(treated))
+        return HessianPosterior(matrix, self.tau(hyper).to(matrix), model, treated, every)
 
 
 def _vector(params: Params) -> Tensor:

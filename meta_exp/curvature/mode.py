@@ -68,7 +68,8 @@ class ModePosterior(Posterior):
         outputs, self.rows = jacobian(data.x)
         names = [f"{name}.{p}" for name in self.rows for p, _ in layers[name].named_parameters()]
         # without inner steps theta_i is theta itself, and there is no way back to add
-        moved = {name: params[name] - prior_mean[name] for name in names if params[name] is not prior_mean[name]}
+        still = all(params[name] is prior_mean[name] for name in names)
+        moved = {} if still else {name: params[name] - prior_mean[name] for name in names}
         self.way = {name: to_matrix(layers[name], moved, name) for name in self.rows} if moved else {}
         kernel = self._kernel(self.rows)
 

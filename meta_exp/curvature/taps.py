@@ -8,7 +8,8 @@ functional_call, vjp and vmap, where full-backward hooks raise.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.func import functional_call, vjp
 
 from meta_exp.adaptation import Params
 from meta_exp.config.checks import require
+from meta_exp.models.layers import layers_with_parameters as layers_with_parameters
 from meta_exp.models.norm import Affine
 from meta_exp.models.probe import couples_points
 
@@ -23,13 +25,6 @@ Layers = dict[str, Tensor]
 Pullback = Callable[[Tensor], tuple[Layers]]
 OutputsInputs = tuple[Tensor, Layers]  # named here: torch.compile cannot build the type inside a traced function
 SUPPORTED = (nn.Linear, nn.Conv2d, Affine)
-
-
-def layers_with_parameters(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that hold trained parameters themselves, by name, in order of definition."""
-    own = {name: list(module.parameters(recurse=False)) for name, module in model.named_modules()}
-    trained = [name for name, parameters in own.items() if any(p.requires_grad for p in parameters)]
-    return {name: module for name, module in model.named_modules() if name in trained}
 
 
 def _unfolds(layer: nn.Conv2d) -> bool:
@@ -86,6 +81,18 @@ class Taps:
         self.outputs = outputs.shape[1]
         self.final = [name for name, result in results.items() if result is outputs]
         self._shapes = {name: result.shape[1:] for name, result in results.items()}
+
+    def without(self, layers: Collection[str]) -> "Taps":
+        """Return hooks of their own on the layers that are not among the named ``layers``."""
+        if self.layers.keys().isdisjoint(layers):
+            return self
+        rest = copy(self)
+        rest.layers = {name: layer for name, layer in self.layers.items() if name not in layers}
+        rest.final = [name for name in self.final if name in rest.layers]
+        rest._shapes = {name: self._shapes[name] for name in rest.layers}
+        for name, layer in rest.layers.items():
+            layer.register_forward_hook(rest._tap(name))
+        return rest
 
     def linearize(self, params: Params, x: Tensor) -> tuple[Tensor, Layers, Pullback]:
         """Run the network at x [N, *features].

@@ -40,8 +40,11 @@ DROPPED = (  # keys that are none any more: the same for every run, or set by it
     "callbacks.last.dirpath",
 )
 ADDED: dict[str, dict[str, Any]] = {  # keys that earlier versions did not have, by class, and what they did
-    "meta_exp.algorithms.LLAMA": {"inner_loop": "gradient", "mode": False},
-    "meta_exp.algorithms.MAML": {"inner_loop": "gradient", "mode": False},
+    "meta_exp.algorithms.LLAMA": {"inner_loop": "gradient", "mode": False, "stay": []},
+    "meta_exp.algorithms.LLAMAPredictive": {"stay": []},
+    "meta_exp.algorithms.MAML": {"inner_loop": "gradient", "mode": False, "stay": []},
+    "meta_exp.algorithms.MAMLPlusPlus": {"stay": []},
+    "meta_exp.algorithms.MetaSGD": {"stay": []},
     "meta_exp.models.Conv4": {"activation": "relu"},
     "meta_exp.models.MLP": {"activation": "relu"},
 }

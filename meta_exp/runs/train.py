@@ -31,6 +31,7 @@ from meta_exp.runs import pictures
 from meta_exp.runs.build import Run, build, has_curvature, resolve
 from meta_exp.runs.calibration import CALIBRATION, Calibration, calibrate
 from meta_exp.runs.folder import only_writer, refuse_other_config
+from meta_exp.runs.protocol import protocol_of
 from meta_exp.runs.provenance import note_part, provenance
 from meta_exp.runs.saved import snapshot
 from meta_exp.runs.test_set import describe_failed, score_tasks, summarize
@@ -235,6 +236,7 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
     run.recorder.log({k: v for k, v in scores.items() if not k.endswith("_ci95")}, trainer.global_step)
     metrics = {
         **about(cfg, run, learnt.best_step),
+        **{f"protocol/{key}": value for key, value in protocol_of(learner, run.family, cfg.test_tasks).items()},
         **scores,
         **({"failed_tasks": failed} if failed else {}),
         **{f"train/{name}": value for name, value in learner.shown().items()},

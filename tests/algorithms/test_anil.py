@@ -7,7 +7,7 @@ from torch.func import functional_call
 
 from meta_exp.adaptation import Meta, adapt
 from meta_exp.algorithms import ANIL, BOIL, MAML
-from meta_exp.curvature import GGN
+from meta_exp.curvature import GGN, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian
 from meta_exp.training.meta_gradient import MetaGradient
 
@@ -78,6 +78,18 @@ def test_what_stays_and_what_moves(kind, layers):
 def test_gradcheck(kind):
     algorithm, meta, batch = made(kind, Gaussian(0.5))
     assert gradcheck(algorithm, meta, task(batch))
+
+
+@pytest.mark.parametrize("structure", [GGN, LastLayer])
+@pytest.mark.parametrize("kind", [ANIL, BOIL])
+@pytest.mark.parametrize("likelihood", [Gaussian(0.5), Categorical()])
+def test_gradcheck_at_the_mode_of_all_layers(likelihood, kind, structure):
+    """The curvature's layers are not those that adapt: the way back to theta is of some of them."""
+    model = mlp(outputs=2)
+    curvature = structure(model, (2,), 0.3)
+    settings = {"inner_lr": 0.1, "mode": True, "curvature": curvature}
+    algorithm = kind(model=model, likelihood=likelihood, **settings)
+    assert gradcheck(algorithm, Meta(initial(model), {}), task(episodes(likelihood, (2,), 2)))
 
 
 def test_frozen_parameters_are_not_among_them():

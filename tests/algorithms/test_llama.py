@@ -61,6 +61,26 @@ def test_vmap_equals_autograd_loop(name, structure, steps, first_order):
     assert_equal(vmapped_gradient(algorithm, theta, batch), loop_gradient(algorithm, theta, batch))
 
 
+@pytest.mark.parametrize("structure", [GGN, KFAC, Diagonal, LastLayer])
+@pytest.mark.parametrize(("norm", "stay"), [("batch", ["norm"]), ("group", ["norm", "blocks.0"])])
+def test_layers_that_stay(norm, stay, structure):
+    """They neither adapt nor enter the log det and the prior term, and are learned: by torch.autograd, task by task."""
+    model, shape = conv4(norm), image_shape("stride")
+    batch, theta = episodes(Categorical(), shape, 3), initial(model)
+    settings = {"inner_steps": 2, "prior_term": structure is not LastLayer, "stay": stay}  # the loop's is of all layers
+    algorithm = llama(model, shape, Categorical(), structure, **settings)
+    known = [name for name in theta if ".affine." in name or ("blocks.0" in stay and name.startswith("blocks.0."))]
+    expected = loop_gradient(algorithm, theta, batch, known=known)
+    assert_equal(vmapped_gradient(algorithm, theta, batch), expected)
+    leaves = {name: p.requires_grad_() for name, p in initial(model).items()}
+    value = loop_objective(algorithm, leaves, task(batch), model, known).detach()
+    assert_equal(objective_of(algorithm, theta, {}, task(batch))[0], value)
+    if structure is not LastLayer:
+        every = llama(model, shape, Categorical(), structure, **settings | {"stay": []})
+        of_all, of_rest = (objective_of(one, theta, {}, task(batch))[1]["log_det"] for one in (every, algorithm))
+        assert abs(of_all - of_rest) > 0.01
+
+
 @pytest.mark.parametrize("structure", [GGN, LastLayer])
 @pytest.mark.parametrize("downsample", ["stride", "max_pool"])
 def test_against_fused_batch_norm(downsample, structure):

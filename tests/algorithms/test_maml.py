@@ -1,5 +1,7 @@
 """MAML's meta-gradient against a plain autograd loop, PyTorch's own batch norm, and the equation of one step."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from oracles import (
     loop_gradient,
     mlp,
     objective_of,
+    starts,
     task,
     unvector,
     vector,
@@ -22,8 +25,9 @@ from oracles import (
 )
 from torch.func import functional_call, grad
 
-from meta_exp.algorithms import MAML
-from meta_exp.curvature import GGN
+from meta_exp.adaptation import Meta, adapt
+from meta_exp.algorithms import ANIL, BOIL, MAML, MAMLPlusPlus, MetaSGD
+from meta_exp.curvature import GGN, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian
 
 
@@ -47,6 +51,43 @@ def test_against_fused_batch_norm(downsample):
     theta = initial(model)
     expected = loop_gradient(algorithm, theta, batch, with_torch_norms(model))
     assert_equal(vmapped_gradient(algorithm, theta, batch), expected)
+
+
+@pytest.mark.parametrize("first_order", [False, True])
+@pytest.mark.parametrize("stay", [["norm"], [-1], ["blocks.1", "norm"]])
+def test_layers_that_stay(stay, first_order):
+    """Steps of the others alone, by torch.autograd; the outer gradient is that of all."""
+    model, batch = conv4(), episodes(Categorical(), image_shape("stride"), 3)
+    settings = {"inner_lr": 0.1, "inner_steps": 2, "first_order": first_order}
+    algorithm = MAML(model=model, likelihood=Categorical(), stay=stay, **settings)
+    theta, kinds = initial(model), {"norm": ".affine.", -1: "head.", "blocks.1": "blocks.1."}
+    known = [name for name in theta if any(kinds[choice] in name for choice in stay)]
+    assert set(algorithm.adapted) == set(theta) - set(known)
+    found = vmapped_gradient(algorithm, theta, batch)
+    assert_equal(found, loop_gradient(algorithm, theta, batch, known=known))
+    assert all(found[name].any() for name in known)
+
+
+@pytest.mark.parametrize(
+    "kind", [MAML, MetaSGD, MAMLPlusPlus, partial(ANIL, layers=["blocks.3", "head"]), partial(BOIL, layers=[0])]
+)
+def test_what_stays_is_theta_itself(kind):
+    """In every algorithm of MAML's family, whatever else its layers do, and the curvature is without it."""
+    model = conv4()
+    curvature, stay = GGN(model, image_shape("stride")), ["norm", "blocks.1"]
+    algorithm = kind(model=model, likelihood=Categorical(), inner_lr=0.1, stay=stay, curvature=curvature)
+    theta = initial(model)
+    support = task(episodes(Categorical(), image_shape("stride"), 3)).support
+    theta_i = adapt(algorithm, support, Meta(theta, starts(algorithm.hyperparameters())), 2)
+    assert list(theta_i) == list(theta)
+    for name in theta:
+        staying = ".affine." in name or name.startswith("blocks.1.")
+        assert (name in algorithm.adapted) <= (not staying)
+        assert (name in algorithm.curvature.parameter_names) == (not staying)
+        if staying:
+            assert torch.equal(theta_i[name], theta[name])
+    assert not torch.equal(theta_i["head.weight"], theta["head.weight"])
+    assert len(curvature.parameter_names) == len(theta), "the one that was given is as it was"
 
 
 @pytest.mark.parametrize("first_order", [False, True])
@@ -100,6 +141,23 @@ def test_learned_noise():
 def test_refusals(key, value):
     with pytest.raises(ValueError, match=f"algorithm.{key}"):
         MAML(**{"model": mlp(), "likelihood": Gaussian(), "inner_lr": 0.1, key: value})
+
+
+@pytest.mark.parametrize(
+    ("structure", "stay", "message"),
+    [
+        (GGN, ["1.weight"], r"algorithm\.stay: expected layers among 1, 3, 5, or their places, got 1.weight"),
+        (GGN, [5], r"algorithm\.stay: expected layers among 1, 3, 5, or their places, got 5"),
+        (None, ["linear"], r"algorithm\.stay: expected a choice that leaves a layer to adapt, got \['linear'\]"),
+        (GGN, [0, 1, 2], r"algorithm\.stay: expected a choice that leaves the curvature one of its layers, 1, 3"),
+        (LastLayer, [-1], r"algorithm\.stay: expected a choice that leaves the curvature one of its layers, 5, got"),
+    ],
+)
+def test_refuses_that_nothing_moves(structure, stay, message):
+    model = mlp()
+    curvature = structure and structure(model, (2,))
+    with pytest.raises(ValueError, match=message):
+        MAML(model=model, likelihood=Gaussian(), inner_lr=0.1, stay=stay, curvature=curvature)
 
 
 def test_refuses_a_learned_tau():

@@ -97,6 +97,19 @@ def test_runs_with_other_numbers_of_test_tasks_are_refused_before_any_is_scored(
         comparison.compare([sweep])
 
 
+def test_mixed_protocols_are_said_in_one_line(sweep, tmp_path, capsys):
+    """On the terminal and in the report; runs of one protocol leave no word of it."""
+    file = sweep / "maml_1" / "config.yaml"
+    file.write_text(file.read_text().replace("evaluation_steps: 10", "evaluation_steps: 2"))
+    assert comparison.compare([sweep / "maml_0", sweep / "llama_0"], output=str(tmp_path / "alike")) == 0
+    assert "protocols are" not in capsys.readouterr().out
+    assert "protocols are" not in (tmp_path / "alike" / "report.html").read_text()
+    assert comparison.compare([sweep / "maml_1", sweep / "llama_0"], output=str(tmp_path / "mixed")) == 0
+    words = "protocols are mixed, and figures compare only where they are alike: steps 2, 10"
+    assert words in capsys.readouterr().out.splitlines()
+    assert words in (tmp_path / "mixed" / "report.html").read_text()
+
+
 def edit(change):
     def damage(folder):
         cfg = OmegaConf.load(folder / "config.yaml")

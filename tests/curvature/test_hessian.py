@@ -164,6 +164,18 @@ def test_single_precision():
     assert {name: (d.shape, d.dtype) for name, d in draw.items()} == {n: (p.shape, p.dtype) for n, p in params.items()}
 
 
+def test_frozen_layers_in_single_precision():
+    """They are taken to float64 as all else is."""
+    data = examples(Gaussian(), (2,), (5,), 3, torch.float32)
+    values = []
+    for model in (mlp(outputs=3), mlp(outputs=3).float()):
+        model[1].requires_grad_(False)
+        params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+        posterior = Hessian(model, (2,), 0.3).posterior(params, data, Gaussian(), {})
+        values.append((posterior.log_det_ratio(), posterior.functional_variance(data.x)))
+    assert_equal(*values, rtol=1e-4, atol=1e-6)
+
+
 def test_refuses_large_networks_with_the_memory_they_would_need():
     model = conv4()
     count = sum(p.numel() for p in model.parameters())
