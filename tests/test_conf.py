@@ -9,6 +9,7 @@ from conftest import compose_run
 from omegaconf import OmegaConf
 
 from meta_exp.algorithms import LLAMA, MAML
+from meta_exp.config.keys import flatten
 from meta_exp.config.schema import constructor
 from meta_exp.curvature import GGN, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian
@@ -122,6 +123,17 @@ def test_an_experiment_takes_another_choice(config, tmp_path, experiment):
     for choices in (["model=mlp"], ["model=conv4"], ["curvature=none", "algorithm=maml"], ["algorithm=llama"]):
         cfg = config(f"experiment={experiment}", *choices, run_dir=tmp_path)
         assert builds(cfg) == (images or choices != ["model=conv4"]), choices
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_what_an_experiment_sets_is_what_composes(tmp_path, experiment):
+    """No group that is chosen behind it, as the trainer is, takes a value back."""
+    cfg = compose_run(tmp_path, f"experiment={experiment}")
+    own = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    values = flatten(
+        {key: part for key, part in OmegaConf.to_container(own).items() if key not in ("defaults", "hydra")}
+    )
+    assert {key: OmegaConf.select(cfg, key) for key in values} == values
 
 
 @pytest.mark.parametrize("group", ["dataset", "experiment"])
