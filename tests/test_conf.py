@@ -9,6 +9,7 @@ from conftest import compose_run
 from omegaconf import OmegaConf
 
 from meta_exp.algorithms import LLAMA, MAML
+from meta_exp.config.keys import flatten
 from meta_exp.config.schema import constructor
 from meta_exp.curvature import GGN, LastLayer
 from meta_exp.likelihoods import Categorical, Gaussian
@@ -22,6 +23,7 @@ NEEDS = {  # an option that does not go with the default experiment, and what it
     "model=conv4": ["dataset=omniglot"],
     "model=conv4_small": ["dataset=omniglot"],
     "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
+    "model=conv4_mini_imagenet_64": ["dataset=mini_imagenet"],
     "model=resnet12": ["dataset=omniglot"],
     "model=resnet12_small": ["dataset=omniglot"],
     "likelihood=categorical": ["dataset=omniglot"],
@@ -102,7 +104,7 @@ def test_every_choice_builds_where_it_has_a_meaning(config, parts, own, tmp_path
             cfg.model, cfg.curvature = parts["model"][model], parts["curvature"][curvature]
             cfg.choices.curvature = curvature
             meaning = (images or model.startswith("mlp")) and not (images and curvature == "hessian")
-            meaning &= (algorithm, curvature) != ("llama", "none")
+            meaning &= (algorithm, curvature) not in (("llama", "none"), ("llama_paper", "none"))
             meaning &= algorithm != "llama_predictive" or (curvature not in ("hessian", "none") and not images)
             meaning &= algorithm not in OF_THEIR_OWN or curvature == "none"
             assert builds(cfg) == meaning, (model, algorithm, curvature)
@@ -124,6 +126,17 @@ def test_an_experiment_takes_another_choice(config, tmp_path, experiment):
         assert builds(cfg) == (images or choices != ["model=conv4"]), choices
 
 
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_what_an_experiment_sets_is_what_composes(tmp_path, experiment):
+    """No group that is chosen behind it, as the trainer is, takes a value back."""
+    cfg = compose_run(tmp_path, f"experiment={experiment}")
+    own = OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml")
+    values = flatten(
+        {key: part for key, part in OmegaConf.to_container(own).items() if key not in ("defaults", "hydra")}
+    )
+    assert {key: OmegaConf.select(cfg, key) for key in values} == values
+
+
 @pytest.mark.parametrize("group", ["dataset", "experiment"])
 def test_a_model_is_brought_by_name(group):
     """Keys of one model would break every other; a model for a use is an option of its own."""
@@ -143,6 +156,63 @@ def test_miniimagenet_has_the_network_of_its_paper(config):
         model = config(option).model
         assert (model.filters, model.downsample) == (32, "max_pool")
     assert config("experiment=omniglot_curvature_ablation").model.filters == 32
+
+
+PAPERS = {  # of MAML's: ways, shots, query images a class, meta-batch, steps in training and in test, rate in its code
+    "omniglot_5way_1shot_paper": (5, 1, 1, 32, 1, 3, 0.4),
+    "omniglot_5way_5shot_paper": (5, 5, 5, 32, 1, 3, 0.4),
+    "omniglot_20way_1shot_paper": (20, 1, 1, 16, 5, 5, 0.1),
+    "omniglot_20way_5shot_paper": (20, 5, 5, 16, 5, 5, 0.1),
+    "miniimagenet_5way_1shot": (5, 1, 15, 4, 5, 10, 0.01),
+    "miniimagenet_5way_5shot": (5, 5, 15, 4, 5, 10, 0.01),
+}
+BESIDE = {f"{name}_llama": name for name in PAPERS if name.startswith("omniglot")}
+BESIDE["miniimagenet_5way_1shot_llama"] = "miniimagenet_5way_1shot"
+CURVES = {"sinusoid_5shot_paper": 5, "sinusoid_10shot_paper": 10}
+
+
+@pytest.mark.parametrize("experiment", [*PAPERS, *BESIDE])
+def test_the_settings_of_papers(config, experiment):
+    """The code's rate is on a sum over the support set, divided by the shots: as many times on our mean as ways."""
+    cfg = config(f"experiment={experiment}")
+    ways, shots, queries, meta_batch, steps, in_test, rate = PAPERS[BESIDE.get(experiment, experiment)]
+    data, algorithm = cfg.dataset, cfg.algorithm
+    assert (data.ways, data.shots, data.queries, data.meta_batch) == (ways, shots, queries, meta_batch)
+    assert (algorithm.inner_steps, cfg.evaluation_steps) == (steps, in_test)
+    assert algorithm.inner_lr == pytest.approx(ways * rate)
+    assert list(algorithm.stay) == ["norm"]
+    assert (cfg.optimizer.lr, cfg.test_tasks, cfg.name) == (0.001, 600, experiment)
+    assert cfg.trainer.max_steps == (40000 if experiment.startswith("omniglot") else 60000)
+    assert cfg.algorithm._target_.rpartition(".")[2] == ("LLAMA" if experiment in BESIDE else "MAML")
+
+
+def test_the_settings_of_llamas_paper(config):
+    """K-FAC of the queries' curvature, norms left out, and the weight that its section 5.2 names."""
+    cfg = config("experiment=miniimagenet_5way_1shot_llama")
+    assert (cfg.choices.curvature, cfg.algorithm.data, cfg.algorithm.eta) == ("kfac", "query", 1e-6)
+    assert (cfg.model.filters, cfg.model.downsample, cfg.trainer.gradient_clip_val) == (64, "max_pool", 10)
+    treated = build(cfg).learner.algorithm.curvature.taps.layers
+    assert list(treated) == [f"blocks.{i}.0" for i in range(4)] + ["head"]
+
+
+@pytest.mark.parametrize("experiment", CURVES)
+def test_the_settings_of_sinusoids(config, experiment):
+    cfg, shots = config(f"experiment={experiment}"), CURVES[experiment]
+    assert (cfg.dataset.shots, cfg.dataset.queries, cfg.dataset.meta_batch, cfg.dataset.noise) == (shots, shots, 25, 0)
+    assert (cfg.algorithm.inner_lr, cfg.algorithm.inner_steps, cfg.trainer.max_steps) == (0.001, 1, 70000)
+    assert (list(cfg.model.widths), cfg.model.activation, cfg.optimizer.lr) == ([40, 40], "relu", 0.001)
+
+
+@pytest.mark.parametrize("experiment", [*PAPERS, *BESIDE, *CURVES])
+def test_what_a_papers_preset_begins_with(experiment):
+    """Source, or that of the preset which it names; its command; time on two cores and on a GPU; what was reported."""
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    head = " ".join(line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
+    assert re.search("[Ss]ource", head)
+    assert f"uv run train.py experiment={experiment} " in f"{head} "
+    assert re.search(r"Time: two cores .+; GPU", head)
+    assert re.search(r"[Rr]eported", head)
+    assert re.search(r"\d ± \.?\d|MSE \d", head)
 
 
 def test_defaults_are_llama_on_sinusoids(config):

@@ -19,6 +19,25 @@ def test_files_are_there(page):
     assert not [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
 
 
+def expanded(words):
+    """The names that a word with braces stands for: a{1,2}b is a1b and a2b."""
+    head, brace, rest = words.partition("{")
+    if not brace:
+        return [words]
+    inner, _, tail = rest.partition("}")
+    return [name for part in inner.split(",") for name in expanded(f"{head}{part}{tail}")]
+
+
+@pytest.mark.parametrize(
+    "group", ["algorithm", "curvature", "dataset", "model", "likelihood", "optimizer", "lr_schedule", "experiment"]
+)
+def test_readme_names_every_option(group):
+    rows = (REPO / "README.md").read_text().split("| group | options |")[1].split("\n\n")[0]
+    named = {name for words in re.findall("`([^`]+)`", rows) for name in expanded(words)}
+    options = {file.stem for file in (REPO / "conf" / group).glob("*.yaml")}
+    assert options <= named, options - named
+
+
 def test_tests_are_there():
     """In the table of theory.md each stands behind its file, or before the files that have it."""
     table = (REPO / "docs" / "theory.md").read_text().split("## Where each equation is")[1]
