@@ -31,6 +31,7 @@ from meta_exp.terminal import plain
 TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
 NUMBER = re.compile(r"[+-]?[\d.]+([eE][+-]?\d+)?", re.ASCII)
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)  # as some network file systems answer
+ASKED_S = 0.5  # in which a process that asks for a lock has long let go of it
 LARGEST = 2**24  # bytes of a file that is read whole
 PART = re.compile(r"\.[0-9a-f]{16}\.part")
 FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # by which a spreadsheet takes a cell for one, and runs it
@@ -111,11 +112,35 @@ def naming(file: Path, part: Path | None = None) -> Iterator[None]:
         raise
 
 
-def acquire(lock: FileLock, remedy: str, *, blocking: bool) -> None:
+def is_held(file: Path) -> bool:
+    """Whether a process holds the lock ``file``; a link, or what cannot be asked, is taken as free.
+
+    Who asks shares the lock for an instant with all who ask; ``acquire`` outwaits that.
+    """
+    if file.is_symlink() or not file.is_file():
+        return False
+    try:
+        import fcntl
+
+        with file.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    except ImportError:
+        return False
+    return False
+
+
+def acquire(lock: FileLock, remedy: str, *, wait_s: float = ASKED_S) -> None:
     """Acquire ``lock``, which the operating system lets go of when the process dies.
 
+    Args:
+        lock: what to acquire.
+        remedy: what to do where the file system has no locks.
+        wait_s: for another process; by default as long as one that asks ``is_held`` may take; -1: for ever.
+
     Raises:
-        Timeout: another process holds it, and that was not to be waited for.
+        Timeout: another process holds it.
         OSError: it cannot be had; where the file system has no such locks, with ``remedy``. A lock that is a mere file
             is not taken in their place: it would outlive a process that is killed.
     """
@@ -123,7 +148,7 @@ def acquire(lock: FileLock, remedy: str, *, blocking: bool) -> None:
     try:
         with warnings.catch_warnings(), naming(Path(lock.lock_file)):
             warnings.filterwarnings("error", message="flock not supported")
-            lock.acquire(blocking=blocking)
+            lock.acquire(timeout=wait_s)
     except (UserWarning, NotImplementedError) as error:
         raise OSError(errno.ENOLCK, missing, str(lock.lock_file)) from error
     except OSError as error:

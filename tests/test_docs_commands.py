@@ -27,14 +27,13 @@ RUN_BY = {  # other commands by their first words; what needs an account or a ne
     "uv run python predict.py": "tests/test_tutorial.py",
     "uv run python benchmarks/": "tests/test_benchmarks.py",
     "OMP_NUM_THREADS=1 uv run python benchmarks/": "tests/test_benchmarks.py",
+    "uv run wandb leet": "tests/training/test_loggers.py",
     "cat ": "tests/test_tutorial.py",
     "ls ": "tests/test_tutorial.py",
 }
 FORM = re.compile(r"=[A-Z]( |$)|\.\.\.")  # where letters or dots stand for values
 NOT_HERE = {
     "pip install uv": "a network",
-    "wandb leet": "a terminal",
-    "uv run wandb leet": "a terminal",
     "wandb sync": "an account",
     "uv run wandb sync": "an account",
     "uv run wandb sweep": "an account; tests/test_sweep_yaml.py",

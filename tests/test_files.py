@@ -2,13 +2,15 @@
 
 import csv
 import errno
+import fcntl
 import io
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from meta_exp import files
 from meta_exp.terminal import plain
@@ -154,9 +156,35 @@ def test_a_file_system_without_locks_is_named_with_the_remedy(tmp_path, monkeypa
     monkeypatch.setattr("fcntl.flock", refuse)
     lock = FileLock(tmp_path / ".lock")
     with pytest.raises(OSError, match="this file system has no locks; go elsewhere") as refusal:
-        files.acquire(lock, "go elsewhere", blocking=False)
+        files.acquire(lock, "go elsewhere")
     assert refusal.value.filename == str(tmp_path / ".lock")
     assert not lock.is_locked
+
+
+def test_who_asks_for_a_lock_keeps_nobody_from_it(tmp_path):
+    """Neither another who asks, nor for longer than an instant one that takes it."""
+    file = tmp_path / ".lock"
+    assert not files.is_held(file)
+    with FileLock(file):
+        assert files.is_held(file)
+    assert not files.is_held(file)
+    with file.open("rb") as asked:  # as long as a process asks
+        fcntl.flock(asked, fcntl.LOCK_SH)
+        assert not files.is_held(file)
+        with pytest.raises(Timeout):
+            files.acquire(FileLock(file), "", wait_s=0)
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(files.acquire, lock := FileLock(file, thread_local=False), "", wait_s=60)
+            assert not lock.is_locked
+            fcntl.flock(asked, fcntl.LOCK_UN)
+            taken.result(60)
+    assert files.is_held(file)
+    lock.release()
+    (tmp_path / "link").symlink_to(file)
+    os.mkfifo(tmp_path / "pipe")
+    with FileLock(file):
+        assert not files.is_held(tmp_path / "link")
+        assert not files.is_held(tmp_path / "pipe"), "which nobody writes"
 
 
 def test_a_full_disk_names_the_file(tmp_path, monkeypatch):

@@ -69,7 +69,25 @@ def file_name(words: str) -> str:
     return re.sub(r"[^A-Za-z0-9.-]+|\.\.+", "_", words).strip("._-")[:LONGEST]
 
 
+def _exact(configurations: Sequence[Configuration]) -> dict[int, str]:
+    """Return the place of one configuration for each exact predictor, and in words what tells it from the others.
+
+    Configurations that were tested on the same tasks have the same.
+    """
+    places: dict[float, list[int]] = {}
+    for i, c in enumerate(configurations):
+        if nll := c.estimate(f"{BAYES}/nll"):
+            places.setdefault(nll.mean, []).append(i)
+    found = {}
+    for first, *others in places.values():
+        labels = [configurations[i].label for i in others]
+        shared = {k: v for k, v in configurations[first].label.items() if all(label[k] == v for label in labels)}
+        found[first] = f"{describe(shared)}: Bayes-optimal" if shared and len(places) > 1 else "Bayes-optimal"
+    return found
+
+
 def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
+    exact = _exact(configurations)
     for metric in _metrics(configurations):
         curves = []
         for i, c in enumerate(configurations):
@@ -79,15 +97,16 @@ def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             means, halves = [e.mean for e in found.values()], [e.half for e in found.values()]
             if found:
                 curves.append(_banded(c.name, [float(k) for k in found], means, halves, i))
-            if found and (best := c.estimate(f"{BAYES}/{metric}")):
+            if i in exact and found and (best := c.estimate(f"{BAYES}/{metric}")):
                 ends = [0.0, float(max(found))]
-                curves.append(Curve(f"{c.name}: Bayes-optimal", ends, [best.mean] * 2, group=i, dashed=True))
+                curves.append(Curve(exact[i], ends, [best.mean] * 2, group=i, dashed=True))
         name = title(metric)
         words = f"{name} by inner steps", "inner steps", f"test {name}"
         yield Chart(f"steps_{metric}", *words, curves, x_axis=Axis(whole=True))
 
 
 def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
+    exact = _exact(configurations)
     for kind in (*KINDS, BAYES):
         curves, bars = [], []
         for i, c in enumerate(configurations):
@@ -114,12 +133,13 @@ def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             )
         curves, bars = [], []
         for i, c in enumerate(configurations):
-            if (pit := _pooled(c, f"{kind}/pit")) is None:
+            if (pit := _pooled(c, f"{kind}/pit")) is None or (kind == BAYES and i not in exact):
                 continue
+            name = exact[i] if kind == BAYES else c.name
             found = [e for q in COVERAGE_LEVELS if (e := c.estimate(f"{kind}/coverage_{q}"))]
             levels = [q / 100 for q in COVERAGE_LEVELS]
-            curves.append(_banded(c.name, levels, [e.mean for e in found], [e.half for e in found], i))
-            bars.append(Curve(c.name, _centres(len(pit)), (pit / pit.sum()).tolist(), group=i))
+            curves.append(_banded(name, levels, [e.mean for e in found], [e.half for e in found], i))
+            bars.append(Curve(name, _centres(len(pit)), (pit / pit.sum()).tolist(), group=i))
         if curves:
             title, name = f"Coverage, {kind}: outputs inside the central interval", f"coverage_{kind}"
             # a hump in the middle is a predictive too wide, high ends one too narrow, a slope one off to a side

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from meta_exp.config.checks import require
 from meta_exp.config.keys import NOT_IN_NAME, PLACED, flatten, within
-from meta_exp.files import read_json
+from meta_exp.files import is_held, read_json
 from meta_exp.runs.names import override_folder, title
 from meta_exp.runs.saved import read_config, read_overrides, read_plain
 from meta_exp.terminal import cell, plain, plus_minus, print_fitted
@@ -144,22 +143,9 @@ def _row(run: Path) -> Row:
 def _state(run: Path, finished: bool) -> str:
     if finished:
         return "finished"
-    if _is_held(run / ".lock"):
+    if is_held(run / ".lock"):
         return "running"
     return "failed" if _failed(run / "train.log") else "interrupted"
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether another process holds a lock that is there; one that cannot be asked for is taken as free."""
-    if not lock.is_file() or lock.is_symlink():
-        return False
-    try:
-        with FileLock(lock, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except (OSError, NotImplementedError):  # the latter of a file system without locks
-        return False
 
 
 def _failed(log: Path) -> bool:

@@ -23,8 +23,9 @@ SPECIAL = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\textquotedblright{}",  # the straight one is in no font that LaTeX begins with
     "±": r"$\pm$",
+    **{letter: f"{{{letter}}}" for letter in "[*"},  # a row before or a rule would take them for its own
 }
 SIGNS = {"±": r"\pm", "nan": r"\mathrm{nan}", "inf": r"\infty"}  # in a figure
 

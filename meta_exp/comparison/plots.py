@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib.style
 import numpy as np
@@ -16,6 +17,10 @@ from meta_exp.terminal import plain
 
 DASHES = ("-", "--", "-.", ":")  # with the markers they tell curves apart without colour
 MARKERS = "os^Dv<>PX"
+FEW = 6  # curves, whose names have a line each and whose bands are seen
+NAME = 72  # characters of a name in a line
+BAND = 0.12  # opacity; less where many lie on each other
+LEGEND = 0.6  # inches of a figure's height that are for it
 
 
 def draw_charts(charts: Sequence[Chart], folder: Path) -> dict[Path, Chart]:
@@ -31,13 +36,13 @@ def draw_chart(chart: Chart) -> Figure:
     figure = Figure(figsize=(5.6, height), layout="constrained")
     ax, *below = figure.subplots(rows, 1, squeeze=False, gridspec_kw=ratios)[:, 0]
     for curve in chart.curves:
-        _draw_line(ax, curve, chart.steps)
+        _draw_line(ax, curve, chart.steps, BAND * min(1.0, FEW / len(chart.curves)))
     if chart.diagonal:
         ax.plot([0, 1], [0, 1], color="0.6", lw=0.8, zorder=0, label=chart.diagonal)
     _set_x_axis(ax, chart.x_axis)
     ax.set(title=plain(chart.title), xlabel=plain(chart.x_label), ylabel=chart.y_label)
     if chart.curves:
-        figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncol=1 + (len(chart.curves) > 6))
+        _add_legend(figure, ax)
     for j, bars in enumerate(chart.bars):
         width = 0.8 / len(bars.x) / len(chart.bars)
         x = np.asarray(bars.x) + (j - (len(chart.bars) - 1) / 2) * width
@@ -46,6 +51,18 @@ def draw_chart(chart: Chart) -> Figure:
     if chart.level is not None:
         below[0].axhline(chart.level, color="0.6", lw=0.8, zorder=3)
     return figure
+
+
+def _add_legend(figure: Figure, ax: Axes) -> None:
+    """Put the legend below, in two columns where many curves have short names, and make room for it."""
+    handles, names = ax.get_legend_handles_labels()
+    names = [fill(name, NAME) for name in names]
+    legend = figure.legend(handles, names, loc="outside lower center", ncol=1 + (len(names) > FEW))
+    if legend.get_window_extent().width > figure.bbox.width:
+        legend.remove()
+        legend = figure.legend(handles, names, loc="outside lower center")
+    height = legend.get_window_extent().height / figure.dpi
+    figure.set_figheight(figure.get_figheight() + max(height - LEGEND, 0))
 
 
 def _set_x_axis(ax: Axes, x_axis: Axis) -> None:
@@ -57,7 +74,7 @@ def _set_x_axis(ax: Axes, x_axis: Axis) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _draw_line(ax: Axes, curve: Curve, steps: bool) -> None:
+def _draw_line(ax: Axes, curve: Curve, steps: bool, opacity: float) -> None:
     dash = "--" if curve.dashed else "-" if steps else DASHES[curve.group % len(DASHES)]
     marker = "" if steps or len(curve.x) > 40 else MARKERS[curve.group % len(MARKERS)]
     color, drawstyle = f"C{curve.group}", "steps-mid" if steps else "default"
@@ -69,4 +86,4 @@ def _draw_line(ax: Axes, curve: Curve, steps: bool) -> None:
         return
     ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=plain(curve.name), drawstyle=drawstyle)
     if curve.low and curve.high:
-        ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.12, lw=0)
+        ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=opacity, lw=0)

@@ -10,14 +10,17 @@ import secrets
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 from plotly.subplots import make_subplots
 
 from meta_exp.comparison.charts import Chart, Curve
+from meta_exp.comparison.plots import FEW
 from meta_exp.comparison.results import (
     ABSENT,
     Configuration,
@@ -33,11 +36,15 @@ from meta_exp.comparison.results import (
 from meta_exp.comparison.swept import MOST_TICKS
 from meta_exp.files import write_whole
 from meta_exp.runs.protocol import mixed
+from meta_exp.terminal import plain
 
 COLORS = ("#1f4e8c", "#e08214", "#111111", "#b2384b", "#6a9f58", "#8e7cc3", "#8c8c8c", "#c9a227")
 LIGHTER = ("#7db3f2", "#f2a154", "#f0f0f0", "#f08497", "#9bd08d", "#bcaef0", "#b8b8b8", "#e6c75a")  # on a dark page
 IDEAL = "#9a9a9a"
 DASHES = ("solid", "dash", "dashdot", "dot")
+LINE, BELOW = 19, 60  # pixels of a chart's height: a line of its legend, and what stands below its axes before it
+NAME = 64  # characters of a name in a line
+BAND = 0.15  # opacity; less where many lie on each other
 
 
 def write(
@@ -56,7 +63,11 @@ def write(
         OSError: a picture cannot be read, or the file not be written.
     """
     environment = Environment(
-        loader=PackageLoader("meta_exp.comparison", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("meta_exp.comparison", "."),
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
     runs = [run for configuration in configurations for run in configuration.runs]
     scores = _shown(configurations)
@@ -110,11 +121,13 @@ def figure(chart: Chart) -> go.Figure:
     if chart.bars:
         out.update_xaxes(title_text=_text(chart.bars_x_label), matches="x", row=2, col=1)
         out.update_yaxes(title_text=_text(chart.bars_label), row=2, col=1)
-    height, below = (540, -0.2) if chart.bars else (400, -0.27)
-    legend = {"orientation": "h", "y": below, "yanchor": "top", "x": 0}
-    margin = {"l": 60, "r": 10, "t": 10, "b": 40}
+    lines = sum(trace.name.count("<br>") + 1 for trace in out.data if trace.showlegend is not False)
+    margin = {"l": 60, "r": 10, "t": 10, "b": BELOW + LINE * lines}
+    height = margin["t"] + (400 if chart.bars else 280) + margin["b"]
+    legend = {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "tracegroupgap": 0, "maxheight": height}
     clear = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "modebar_bgcolor": "rgba(0,0,0,0)"}
     out.update_layout(template="simple_white", legend=legend, margin=margin, height=height, **clear)
+    out.update_layout(hoverlabel={"namelength": -1})
     return out
 
 
@@ -131,7 +144,8 @@ def _ticks(chart: Chart) -> dict[str, Any]:
 def _traces(curve: Curve, chart: Chart) -> list[go.Scatter]:
     color = COLORS[curve.group % len(COLORS)]
     dash = "dash" if curve.dashed else "solid" if chart.steps else DASHES[curve.group % len(DASHES)]
-    common = {"legendgroup": _text(curve.name), "name": _text(curve.name)}
+    name = "<br>".join(map(_text, wrap(curve.name, NAME)))
+    common = {"legendgroup": name, "name": name}
     line = {"color": color, "dash": dash, "shape": "hvh" if chart.steps else "linear"}
     mode = "lines" if chart.steps or len(curve.x) > 40 else "lines+markers" if curve.joined else "markers"
     said: dict[str, Any] = {"hovertext": _said(curve, chart), "hoverinfo": "text+name"}
@@ -139,8 +153,9 @@ def _traces(curve: Curve, chart: Chart) -> list[go.Scatter]:
         said["error_y"] = {"array": [high - y for y, high in zip(curve.y, curve.high, strict=True)], "thickness": 1}
     traces = [go.Scatter(x=curve.x, y=curve.y, mode=mode, line=line, **said, **common)]
     if curve.low and curve.high and curve.joined:
+        opacity = BAND * min(1.0, FEW / len(chart.curves))
         x, y = [*curve.x, *reversed(curve.x)], [*curve.high, *reversed(curve.low)]
-        band = {"fill": "toself", "fillcolor": color, "opacity": 0.15, "line": {"width": 0}, "mode": "lines"}
+        band = {"fill": "toself", "fillcolor": color, "opacity": opacity, "line": {"width": 0}, "mode": "lines"}
         traces.append(go.Scatter(x=x, y=y, showlegend=False, hoverinfo="skip", **band, **common))
     return traces
 
@@ -192,5 +207,10 @@ def _number(value: object) -> str:
     return "" if as_number(value) is None else repr(value)
 
 
+def _printable(value: object) -> object:
+    """Return what the page shows of a value: no control character, by which a terminal or a reader could be led."""
+    return value if isinstance(value, Markup) else plain(value)
+
+
 def _text(words: str) -> str:
-    return words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return plain(words).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

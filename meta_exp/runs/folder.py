@@ -64,7 +64,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     try:
-        acquire(lock, "choose a folder on another by hydra.run.dir=FOLDER or hydra.sweep.dir=FOLDER", blocking=False)
+        acquire(lock, "choose a folder on another by hydra.run.dir=FOLDER or hydra.sweep.dir=FOLDER")
     except Timeout:
         message = f"{folder}: expected no other process at this run, got one; wait for it, or choose another folder"
         raise Refused(message) from None

@@ -125,8 +125,11 @@ class Watch:
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.fine, self.empty = False, False
-        self.lock = FileLock(board / LOCK)
+        draft = board.with_name(f".new{board.name}")  # under its own name a board without a lock is one that was left
+        draft.mkdir(parents=True)
+        self.lock = FileLock(draft / LOCK)
         self.lock.acquire()
+        draft.rename(board)
 
     def start(self) -> None:
         """Start to watch."""

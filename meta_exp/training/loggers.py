@@ -8,11 +8,12 @@ logger made for the same run, and nothing else: in a place outside the run's fol
 
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from glob import escape
 from hashlib import sha256
 from pathlib import Path
@@ -23,16 +24,16 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from meta_exp.config.checks import one_line, require, shown
 from meta_exp.training.history import STEP, TASKS, History
-from meta_exp.training.panels import ACROSS, panels
+from meta_exp.training.panels import COMPARE, panels
 
 log = logging.getLogger(__name__)
-ITERATION = "trainer/global_step"
 BY_TASKS = "versus_tasks/"  # W&B sorts its sections by name: what stands in others too comes last
 PATIENCE_S = 60  # with W&B's start and end, where the network is gone
 HIGHER_IS_BETTER = "accuracy"
 MADE = {CSVLogger: ("metrics.csv", "hparams.yaml"), TensorBoardLogger: ("events.out.tfevents.*", "hparams.yaml")}
 HASH = 10  # hexadecimal digits
 LONGEST, TAG, FORBIDDEN = 128, 64, "/\\#?%:"  # as W&B takes them
+LONGEST_WORDS = 80  # of a title in a folder's name
 OWNER = "run_dir.txt"  # in an offline W&B run, the folder that it is of
 
 
@@ -280,7 +281,7 @@ class WandB(Logger):
 
         owner = str(Path(params["run_dir"]).resolve())
         if self.mode == "offline":
-            for earlier in (self.folder / "wandb").glob(f"offline-run-????????_??????-{escape(self.id)}"):
+            for earlier in (self.folder / "wandb").glob(f"offline-run-*-{escape(self.id)}"):
                 if (earlier / OWNER).exists() and (earlier / OWNER).read_text() == owner:
                     shutil.rmtree(earlier)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -289,26 +290,46 @@ class WandB(Logger):
             self.run = wandb.init(**self.arguments, config=params, resume="allow", settings=settings)
         if self.mode == "offline":
             Path(self.run.dir).with_name(OWNER).write_text(owner)
-        self.run.define_metric(ITERATION, hidden=True)
+        self.run.define_metric(STEP, hidden=True)
         self.run.define_metric(TASKS, hidden=True)
-        for part in (f"{ACROSS}*", "train/*", "test/*", "pictures/*"):
-            self.run.define_metric(part, step_metric=ITERATION)
-        self.run.define_metric("validation/*", step_metric=ITERATION, summary="min")
-        self.run.define_metric(f"validation/map/{HIGHER_IS_BETTER}*", step_metric=ITERATION, summary="max")
+        for part in (f"{COMPARE}*", "train/*", "test/*", "pictures/*"):
+            self.run.define_metric(part, step_metric=STEP)
+        self.run.define_metric("validation/*", step_metric=STEP, summary="min")
+        self.run.define_metric(f"validation/map/{HIGHER_IS_BETTER}*", step_metric=STEP, summary="max")
         self.run.define_metric(f"{BY_TASKS}*", step_metric=TASKS)
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Log ``metrics`` against the step, and where they tell the tasks seen, against those too."""
         by_tasks = {BY_TASKS + name: value for name, value in metrics.items() if name != TASKS and TASKS in metrics}
-        self.run.log({**panels(metrics), **metrics, **by_tasks, ITERATION: step})
+        self.run.log({**panels(metrics), **metrics, **by_tasks, STEP: step})
 
     def log_pictures(self, files: Sequence[Path], step: int) -> None:
         """Log PNG files as images."""
         import wandb
 
-        self.run.log({ITERATION: step} | {f"pictures/{file.stem}": wandb.Image(str(file)) for file in files})
+        self.run.log({STEP: step} | {f"pictures/{file.stem}": wandb.Image(str(file)) for file in files})
 
     def close(self, exit_code: int) -> None:
         """End the run."""
-        if self.run is not None:
-            self.run.finish(exit_code=exit_code)
+        if self.run is None:
+            return
+        folder = Path(self.run.dir).parent
+        self.run.finish(exit_code=exit_code)
+        if self.mode == "offline" and self.arguments["name"] != self.id:
+            with suppress(OSError):  # it is found by its id all the same
+                _name(folder, self.arguments["name"])
+
+
+def _name(folder: Path, title: str) -> None:
+    """Put a run's title in front of the time and the id in the name of its offline ``folder``.
+
+    ``wandb leet`` lists folders by the beginnings of their names, in which all runs of a day are alike. It finds a run
+    by what stands behind ``run-TIME-``, and ``wandb sync`` whatever begins with ``offline-``.
+    """
+    words = re.sub(r"[^\w.+-]+", "-", title).strip("-")[:LONGEST_WORDS]
+    named = folder.with_name(f"offline-run-{words}-{folder.name.removeprefix('offline-')}")
+    folder.rename(named)
+    for link in folder.parent.iterdir():  # latest-run, debug.log
+        if link.is_symlink() and (target := link.readlink()).parts[:1] == (folder.name,):
+            link.unlink()
+            link.symlink_to(Path(named.name, *target.parts[1:]))

@@ -1,10 +1,11 @@
 """Charts hold the numbers of the results: bins, shares, bands, ranges over seeds, and sweeps in order."""
 
+import matplotlib.style
 import pytest
 from made_results import classification, regression
 
 from meta_exp.comparison import plots
-from meta_exp.comparison.charts import charts
+from meta_exp.comparison.charts import Chart, Curve, charts
 from meta_exp.comparison.results import group
 
 
@@ -49,15 +50,22 @@ def test_sweep_is_in_order_and_logarithmic_where_it_can_be():
 
 
 def test_the_best_possible_is_a_line_of_its_own():
-    """Below the steps of each configuration, and with its coverage; regret is swept over where there is one."""
+    """Below the steps, and with its coverage, once for all that were tested on its tasks; regret is swept over."""
     drawn = found(*(regression(0, eta, best=True) for eta in (0.1, 0.5)))
     curves = drawn["steps_mse"].curves
-    assert [curve.dashed for curve in curves] == [False, True, False, True]
+    assert [(curve.name, curve.dashed) for curve in curves[1:]] == [("Bayes-optimal", True), ("eta 0.5", False)]
+    assert [curve.name for curve in drawn["coverage_bayes"].curves] == ["Bayes-optimal"]
     assert curves[1].y == pytest.approx([0.05, 0.05])
     assert curves[1].x == [0, 1]
     assert drawn["coverage_bayes"].bars[0].y == pytest.approx([0.05] * 20)
     assert drawn["sweep_eta_regret"].curves[0].y == pytest.approx([0.45, 0.45])
     assert drawn["conformal_map"].curves[0].x == [0.5, 0.8, 0.9, 0.95]
+    noisy = [regression(0, eta, best=True) for eta in (0.1, 0.5) for _ in range(2)]
+    for run, noise in zip(noisy, (0.1, 0.3) * 2, strict=True):
+        run.keys["dataset.noise"] = noise
+        run.scores.each["bayes/nll"] = run.scores.each["bayes/nll"] + noise
+    names = [curve.name for curve in found(*noisy)["steps_mse"].curves if curve.dashed]
+    assert names == ["noise 0.1: Bayes-optimal", "noise 0.3: Bayes-optimal"]
     plain = found(*(regression(0, eta) for eta in (0.1, 0.5)))
     assert not [name for name in plain if "bayes" in name or "regret" in name or "conformal" in name]
 
@@ -84,6 +92,22 @@ def test_steps_are_whole_numbers_and_swept_values_are_ticks():
         assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
     figure = plots.draw_chart(drawn["sweep_eta_mse"])
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0", "0.01", "0.1", "1"]
+
+
+def test_a_chart_of_many_long_names_is_as_high_as_its_legend_asks():
+    """Which is in one column where two do not fit; no name is cut, and nothing lies on the curves."""
+    names = [f"llama_predictive, inner_lr {i}, widths [128, 128, 128, {i}]" for i in range(24)]
+    names.append("a name " * 40)
+    curves = [Curve(name, [0.0, 1.0], [0.0, float(i)], group=i) for i, name in enumerate(names)]
+    with matplotlib.style.context(plots.STYLE):
+        figure = plots.draw_chart(Chart("many", "many curves", "x", "y", curves))
+    figure.draw_without_rendering()
+    page, (legend,), (ax,) = figure.bbox, figure.legends, figure.axes
+    box = legend.get_window_extent()
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0 < box.y1 <= ax.get_window_extent().y0
+    assert ax.get_window_extent().height > figure.dpi
+    assert [text.get_text().replace("\n", " ") for text in legend.get_texts()] == [name.strip() for name in names]
 
 
 def test_charts_are_drawn_with_a_legend_and_marks_that_need_no_colour(tmp_path):

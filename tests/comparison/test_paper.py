@@ -2,8 +2,10 @@
 
 import csv
 import re
+import shutil
 from dataclasses import replace
 
+import commands
 import pytest
 from made_results import classification, regression
 from rich.console import Console
@@ -12,9 +14,16 @@ from meta_exp.comparison import paper
 from meta_exp.comparison.compare import table
 from meta_exp.comparison.results import group
 
-HOSTILE = r'50% of_{x} & \input{/etc/passwd} ~^#$ <a>|"b"' + "\n\x1b[2J"
+HOSTILE = r'[8]* 50% of_{x} & \input{/etc/passwd} ~^#$ <a>|"b"' + "\n\x1b[2J"
 UNESCAPED = {r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^"}
-UNESCAPED |= {r"\textless{}": "<", r"\textgreater{}": ">", r"\textbar{}": "|", r"\textquotedbl{}": '"', r"$\pm$": "±"}
+UNESCAPED |= {
+    r"\textless{}": "<",
+    r"\textgreater{}": ">",
+    r"\textbar{}": "|",
+    r"\textquotedblright{}": '"',
+    r"$\pm$": "±",
+}
+UNESCAPED |= {"{[}": "[", "{*}": "*"}
 
 
 def read(words):
@@ -87,3 +96,17 @@ def test_names_are_text_whatever_they_hold():
         *(r"\bottomrule", r"\midrule", r"\pm", r"\end"),
         *(name.rstrip("{}") for name in UNESCAPED if name.startswith("\\")),
     }
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here (Debian: texlive-latex-recommended)")
+def test_latex_takes_it(tmp_path):
+    """With booktabs and nothing else; a row may begin with what LaTeX takes for a length, as a list's bracket."""
+    results = [regression(seed, eta, best=True) for eta in (0.1, 0.5) for seed in (0, 1)]
+    hostile = [replace(r, keys={**r.keys, "choices.algorithm": f"{HOSTILE}{r.keys['algorithm.eta']}"}) for r in results]
+    paper.write(tmp_path, group(hostile), [HOSTILE])
+    start = r"\documentclass{article}\usepackage{booktabs}\begin{document}"
+    (tmp_path / "paper.tex").write_text(start + r"\begin{table}\input{table}\end{table}\end{document}")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = commands.finished(command, tmp_path)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (tmp_path / "paper.pdf").stat().st_size > 0

@@ -18,7 +18,7 @@ from made_results import classification, regression
 from meta_exp.comparison import charts, plots, report
 from meta_exp.comparison.results import Result, differences, group
 
-HOSTILE = "<script>document.title = 'owned'</script>\"'><img src=x onerror=\"document.title='owned'\">"
+HOSTILE = "\x1b[2J\u202e\x9b<script>document.title = 'owned'</script>\"'><img src=x onerror=\"document.title='owned'\">"
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 QUIET += ["--disable-background-networking", "--disable-component-update", "--virtual-time-budget=10000"]
@@ -79,6 +79,8 @@ def test_file_is_whole_and_asks_for_nothing_else(written):
     own = text.replace(re.search(r"<script nonce=\S+>.*?</script>", text, re.S)[0], "")  # without plotly's source
     assert not re.findall(r"""(?:src|href)=["'](?!data:)""", own.split("<script nonce")[0])
     assert "<img src=x" not in text
+    assert all(letter.isprintable() or letter == "\n" for letter in own), "whatever reads the file may be a terminal"
+    assert r"\x1b[2J\u202e\x9b&lt;script" in own
     assert own.count("<script") == own.count("<script nonce=") == 1
     assert "<td>bayes</td>" in text
     assert "regret is the NLL above its" in text
@@ -162,6 +164,28 @@ def test_nothing_is_cut_in_a_wide_window_and_tables_scroll_in_a_narrow_one(wide,
     assert (int(said["cut"]) > 0) == (width == 800)
     assert said["moved"] == ("100,0" if width == 800 else "0,0")
     assert (said["back"], said["line"]) == (back, line)
+
+
+@needs_browser
+def test_a_chart_of_many_long_names_keeps_its_height_and_all_of_its_legend(tmp_path):
+    """As high as both ask, without a bar to scroll by; and the exact predictor of all stands in it once."""
+    keys = {"choices.algorithm": "llama_predictive", "model.widths": "[128, 128, 128, 64]"}
+    runs = [replace(run, keys=run.keys | keys) for run in (regression(0, i / 10, best=True) for i in range(30))]
+    look = """
+    const chart = document.querySelector("#chart-steps_mse");
+    const legend = chart.querySelector(".legend").getBoundingClientRect(), place = chart.getBoundingClientRect();
+    const axis = chart.querySelector(".xtitle").getBoundingClientRect();
+    document.body.dataset.axes = chart._fullLayout._size.h;
+    document.body.dataset.names = [...chart.querySelectorAll(".legendtext")].map(node => node.textContent).join("|");
+    document.body.dataset.free = [legend.top > axis.bottom, legend.bottom <= place.bottom].join();
+    document.body.dataset.scrolls = [...document.querySelectorAll(".legend .scrollbar")]
+        .filter(bar => Number(bar.getAttribute("height"))).length;"""
+    said, _ = ask(write(tmp_path, *runs), OVER + look, "--window-size=800,900")
+    names = said["names"].split("|")
+    assert len(names) == 31
+    assert names.count("Bayes-optimal") == 1
+    assert float(said["axes"]) > 250
+    assert (said["free"], said["scrolls"], said["over"]) == ("true,true", "0", "0")
 
 
 @needs_browser

@@ -1,14 +1,22 @@
 """What reaches a dashboard, read back through wandb's own messages, and loggers that fail without harm."""
 
+import fcntl
 import io
 import json
 import logging
+import os
+import pty
+import re
+import select
 import struct
+import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 from unittest.mock import MagicMock
 
+import commands
 import pytest
 import wandb
 from pytorch_lightning.loggers import CSVLogger
@@ -65,15 +73,16 @@ def test_offline_run_holds_all_and_nothing_else(config, tmp_path):
         history = [{named(i): json.loads(i.value_json) for i in r.history.item} for r in found if r.HasField("history")]
         assert len(history) == len(rows) + 1  # and the pictures
         for got, row in zip(history, rows, strict=False):
-            assert got["trainer/global_step"] == row.pop("step")
+            assert got["step"] == row.pop("step")
             assert row.items() <= got.items()
             assert got.get("versus_tasks/validation/loss") == row.get("validation/loss")
         assert [row["tasks_seen"] for row in history if "tasks_seen" in row] == [10, 10, 20, 20]
         pictures = [value for key, value in history[-1].items() if key.startswith("pictures/fan")]
         assert pictures
         assert list(file.parent.glob("files/media/images/pictures/*.png"))
+        assert file.parent.name.startswith("offline-run-llama-"), "so do those who list folders"
         axes = {r.metric.name or r.metric.glob_name: r.metric.step_metric for r in found if r.HasField("metric")}
-        assert axes["validation/*"] == "trainer/global_step"
+        assert axes["validation/*"] == "step"
         assert axes["versus_tasks/*"] == "tasks_seen"
 
 
@@ -82,11 +91,13 @@ def test_a_continued_run_is_one_run(config, tmp_path):
     train(cfg)
     (Path(cfg.run_dir) / "metrics.json").unlink()  # as if killed in the last moment
     train(cfg)
+    assert (tmp_path / "wandb" / "latest-run" / f"run-{cfg.run_name}.wandb").is_file()
+    assert (tmp_path / "wandb" / "debug.log").is_file()
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     history = [
         {named(i): json.loads(i.value_json) for i in r.history.item} for r in records(file) if r.HasField("history")
     ]
-    steps = [row["trainer/global_step"] for row in history if "validation/loss" in row]
+    steps = [row["step"] for row in history if "validation/loss" in row]
     assert steps == [2, 4]
 
 
@@ -137,11 +148,41 @@ def test_panels_to_compare_runs_by_come_first(config, tmp_path, logger):
         events.Reload()
         counts = {name: len(events.Scalars(name)) for name in events.Tags()["scalars"]}
     ends = dict.fromkeys(("nll", "regret", "coverage_95", "mse"), 1)
-    curves = {f"validation_{name}": 2 for name in ("nll", "coverage_95", "mse")}
-    found = {name.removeprefix("across_runs/"): n for name, n in counts.items() if name.startswith("across_runs/")}
+    curves = {f"{name}_validation": 2 for name in ("nll", "coverage_95", "mse")}
+    found = {name.removeprefix("compare/"): n for name, n in counts.items() if name.startswith("compare/")}
     assert found == ends | curves
-    assert min(name for name in counts if "/" in name).startswith("across_runs/")
-    assert not any("by_tasks/across_runs" in name for name in counts)
+    assert min(name for name in counts if "/" in name).startswith("compare/")
+    assert not any("versus_tasks/compare" in name for name in counts)
+
+
+def test_leet_lists_runs_by_what_differs_and_shows_what_they_are_compared_by(config, tmp_path):
+    """In a terminal of 80 columns, which the beginnings of W&B's own folder names would fill."""
+    for seed in (1, 2):
+        train(config(*TINY, f"seed={seed}", f"logger.wandb.save_dir={tmp_path}", f"run_title='llama, seed {seed}'"))
+    wandb.teardown()
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
+    variables = {**os.environ, "TERM": "xterm-256color", "WANDB_CONFIG_DIR": str(tmp_path / "leet")}
+    command = [Path(sys.executable).with_name("wandb"), "leet", tmp_path / "wandb"]
+    leet = subprocess.Popen(command, env=variables, start_new_session=True, stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    said = b""
+
+    def told():
+        nonlocal said
+        while select.select([terminal], [], [], 0)[0]:
+            said += os.read(terminal, 2**16)
+        words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode(errors="replace"))
+        return all(part in words for part in ("run-llama-seed-1-", "run-llama-seed-2-", "compare/coverage_95"))
+
+    try:
+        commands.wait_for(told, "the list of leet")
+        os.write(terminal, b"q")
+        commands.wait_for(lambda: leet.poll() is not None, "the end of leet")
+    finally:
+        leet.kill()
+        os.close(terminal)
+    assert leet.wait() == 0
 
 
 def files(folder):

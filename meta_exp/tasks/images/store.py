@@ -146,10 +146,10 @@ def _wait_for_turn(lock: FileLock, source: Source) -> None:
     """Acquire ``lock``, and say it where that takes waiting."""
     remedy = "set META_EXP_CACHE to a folder on another"
     try:
-        acquire(lock, remedy, blocking=False)
+        acquire(lock, remedy)
     except Timeout:
         log.warning("Waiting for another process that prepares %s: it holds %s", source.name, lock.lock_file)
-        acquire(lock, remedy, blocking=True)
+        acquire(lock, remedy, wait_s=-1)
 
 
 def read_store(source: Source) -> ImageStore:
