@@ -2,10 +2,18 @@
 
 import os
 import shutil
+import sys
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+if sys.dont_write_bytecode:  # each process would compile all that it imports, for ten seconds: write it elsewhere
+    bytecode = tempfile.TemporaryDirectory(prefix="bytecode_")
+    sys.dont_write_bytecode, sys.pycache_prefix = False, bytecode.name
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = bytecode.name
 
 import numpy as np
 import pytest

@@ -3,6 +3,7 @@
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import commands
 import pytest
@@ -118,3 +119,10 @@ def test_a_forked_command_that_hangs_is_told_and_the_next_one_runs(tmp_path, mon
     assert "in stuck_here" in str(hung.value)
     result = commands.run(str(tmp_path / "ends.py"), tmp_path)
     assert (result.returncode, result.stdout) == (5, "done\n")
+
+
+def test_a_process_finds_compiled_what_another_has_imported():
+    """To compile all that a command imports takes ten seconds; where Python is told to keep nothing, a folder does."""
+    script = "import importlib.util, torch; print(importlib.util.cache_from_source(torch.__file__))"
+    done = commands.finished([sys.executable, "-c", script])
+    assert Path(done.stdout.strip()).exists(), done.stderr
