@@ -40,6 +40,17 @@ def cell(words: object) -> str:
     return escape(plain(words))
 
 
+def near(words: object) -> str:
+    """Return ``words`` with the paths below the working folder as they are called from there."""
+    here = os.getcwd()
+    return str(words) if here == os.sep else str(words).replace(f"{here}{os.sep}", "")
+
+
+def in_notebook() -> bool:
+    """Whether a notebook's cell keeps all that is written, be it that of a command which the cell calls."""
+    return "JPY_PARENT_PID" in os.environ or "matplotlib_inline" in os.environ.get("MPLBACKEND", "")
+
+
 def duration(seconds: float) -> str:
     """Return a time in one unit, as a person would say it."""
     minutes, hours = seconds / 60, seconds / 3600
@@ -125,7 +136,7 @@ class Screen(logging.StreamHandler):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record's lines, each with the run's name in front."""
-        lines = super().format(record).split("\n")
+        lines = near(super().format(record)).split("\n")
         return "\n".join(f"[{plain(self.run)}] {line}" if self.run else line for line in lines)
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from functools import partial
 from math import isfinite
 from pathlib import Path
+from urllib.request import urlopen
 
 import commands
 import pytest
@@ -89,6 +90,27 @@ def test_omniglot_run(tmp_path, omniglot_root):
     assert "log_det" in next((tmp_path / "run").glob("csv/**/metrics.csv")).read_text()
 
 
+def test_several_loggers_at_once_of_which_tensorboard_shows_all_runs(tmp_path):
+    arguments = [*SMOKE, "algorithm=maml", "logger=[wandb,csv,tensorboard]", "hydra.run.dir=outputs/named/run"]
+    result = train(tmp_path, *arguments)
+    assert result.returncode == 0, result.stderr
+    assert "logger" not in result.stdout, "none has failed"
+    (rows,) = (tmp_path / "outputs" / "named" / "run").glob("csv/**/metrics.csv")
+    assert "validation/loss" in rows.read_text().splitlines()[0]
+    assert len(list((tmp_path / "outputs" / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "outputs", "--host", "127.0.0.1", "--port", "0"]
+    with commands.begun(command, tmp_path) as board:
+        commands.wait_for(lambda: "http://127" in board.stdout + board.stderr, "its address", board)
+        address = re.search(r"http://127[.\d:]+", board.stdout + board.stderr)[0]
+
+        def runs():
+            with urlopen(f"{address}/data/runs") as answer:
+                return json.load(answer)
+
+        commands.wait_for(runs, "its first reading", board)
+        assert runs() == ["named/run/tensorboard"]
+
+
 def test_sweep_makes_a_folder_a_run(tmp_path):
     result = train(tmp_path, "-m", "algorithm=maml,llama", *SMOKE)
     assert result.returncode == 0, result.stderr
@@ -109,6 +131,8 @@ def test_same_command_again_skips_retries_and_sums_up(tmp_path):
         assert "failed: lr 1e+30: step " in result.stdout.split("│")[-1]
         assert "objective is nan" in result.stdout.split("│")[-1]
         assert "sweep: 0 of 2 done, 1 running, 0 failed" in result.stdout
+        assert result.stdout.startswith("sweep: 2 runs, in outputs/sinusoid_sweep\n"), "and no list of jobs"
+        assert str(tmp_path) not in result.stdout, "paths are those from the working folder"
     folders = sorted((tmp_path / "outputs" / "sinusoid_sweep").glob("*/"))
     assert [(folder / "metrics.json").exists() for folder in folders] == [True, False]
     assert "Traceback" in (folders[1] / "train.log").read_text()
@@ -232,7 +256,7 @@ def test_a_signal_after_the_training_says_what_is_done(tmp_path, number, place, 
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO)}
     done = commands.finished([sys.executable, "-c", script], tmp_path, variables)
     assert done.returncode == 128 + getattr(signal, number)
-    place = str(tmp_path / "run") if "the run" in said else "uv run train.py "
+    place = "run/metrics.json" if "the run" in said else "uv run train.py "
     assert done.stdout.splitlines()[-1].startswith(f"{said}: {place}")
     assert done.stdout.splitlines()[-1].endswith(" hydra.run.dir=run") == ("the run" not in said)
     assert done.stderr.splitlines()[-1] == f"ended by {number}"

@@ -28,6 +28,7 @@ RUN_BY = {  # other commands by their first words; what needs an account or a ne
     "uv run python benchmarks/": "tests/test_benchmarks.py",
     "OMP_NUM_THREADS=1 uv run python benchmarks/": "tests/test_benchmarks.py",
     "uv run wandb leet": "tests/training/test_loggers.py",
+    "uv run tensorboard": "tests/test_cli.py",
     "cat ": "tests/test_tutorial.py",
     "ls ": "tests/test_tutorial.py",
 }

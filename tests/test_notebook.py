@@ -1,6 +1,7 @@
 """docs/without_hydra.ipynb, run anew: what it shows is what comes out, numbers within what machines differ by."""
 
 import re
+import sys
 from copy import deepcopy
 from pathlib import Path
 
@@ -60,3 +61,19 @@ def test_it_is_short_and_of_no_machine(notebook):
     assert all(output.output_type != "error" for cell in notebook.cells for output in cell.get("outputs", []))
     pictures = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in str(output)]
     assert len(pictures) == 1
+
+
+def test_a_command_in_a_cell_says_lines_and_draws_no_bar(tmp_path, monkeypatch):
+    """The cell keeps all that is written to its terminal: each state of a bar."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    words = "trainer=smoke trainer.max_steps=200 model.widths=[4] test_tasks=4 validation_tasks=4 compile=false"
+    command = f"!{sys.executable} {REPO / 'train.py'} algorithm=maml logger=none hydra.run.dir=run {words}"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(command)])
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=None, kernel_name="python3", resources=place).execute()
+    said = "".join(output.text for output in notebook.cells[0].outputs)
+    assert set(re.findall(r"\x1b\[[0-9;?]*[A-Za-z]", said)) <= {"\x1b[1m", "\x1b[0m"}, "bold heads of the table"
+    lines = said.splitlines()
+    assert len(lines) < 40
+    assert any(line.startswith("step 200 of 200, ") for line in lines)
+    assert lines[-1] == "the result: run/metrics.json"

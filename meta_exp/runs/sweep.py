@@ -39,7 +39,7 @@ from meta_exp import cli
 from meta_exp.config.checks import one_line
 from meta_exp.files import write_json
 from meta_exp.runs import names
-from meta_exp.terminal import Screen, cell, duration, plain, print_fitted
+from meta_exp.terminal import Screen, cell, duration, near, plain, print_fitted
 
 POLL_S = 1.0
 LINE_S = 60.0  # at most between two lines while jobs run
@@ -71,9 +71,11 @@ class SweepReport(Callback):
             for board in sweep.glob(".sweep-*"):
                 _remove_if_left(board)
             board = sweep / name
-            board.mkdir(parents=True)
             self.keys = names.varying_keys(_sweep_overrides(config))
-            self._watch = Watch(board, count_jobs(config), self.keys)
+            total = count_jobs(config)
+            self._watch = Watch(board, total, self.keys)
+            runs = "runs" if total is None else f"{total} run{'s' * (total != 1)}"
+            print(plain(f"sweep: {runs}, in {near(sweep)}"), flush=True)
         except Exception as error:
             _say_failed(error)
             return

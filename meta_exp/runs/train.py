@@ -189,12 +189,14 @@ def learn(run: Run, folder: Path, calibrated: bool | None, checkpoint: Path | No
         return None
     best = read_checkpoint(folder / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
+    log.info("the best weights in validation are those of step %d", best["global_step"])
     calibration = None
     if calibrated:
         fresh = fresh_batches(run.family, run.stream.conformal_tasks)
         calibration = calibrate(learner, run.stream.val_dataloader(), fresh)
         calibration.serve(learner)
-        log.info("calibrated on %d validation tasks:\n%s", calibration.validation_tasks, calibration.describe())
+        words = "calibrated on %d validation tasks: NLL before and after, and what was fitted\n%s"
+        log.info(words, calibration.validation_tasks, calibration.describe())
     return Learnt(best["global_step"], calibration)
 
 
@@ -254,9 +256,11 @@ def _train(cfg: DictConfig, run: Run, folder: Path, checkpoint: Path | None) -> 
         run.recorder.log_pictures(drawings, trainer.global_step)
     write_json(folder / "metrics.json", metrics)
     print_table(metrics, learner.predictives, learner.algorithm.likelihood.metric)
+    in_folder = {"minor": bool(Screen.run)}  # which a sweep's line has named
     if drawings:
-        log.info("pictures: %s", ", ".join(str(file) for file in drawings if file.suffix == ".png"))
-    log.info("the result: %s", folder / "metrics.json")
+        names = ", ".join(str(file) for file in drawings if file.suffix == ".png")
+        log.info("pictures: %s", names, extra=in_folder)
+    log.info("the result: %s", folder / "metrics.json", extra=in_folder)
     return criterion(metrics)
 
 
@@ -277,7 +281,7 @@ def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
         return
     console = Console()
     words = f"{metrics['algorithm']} on {metrics['dataset']}, seed {metrics['seed']}: {metrics['test/tasks']} new tasks"
-    console.print(f"{escaped(words)}; mean ± half width of the 95 % interval", soft_wrap=True, highlight=False)
+    console.print(escaped(words), soft_wrap=True, highlight=False)
     best = [BAYES] if f"test/{BAYES}/nll" in metrics else []
     columns = {metric: metric, "nll": "NLL per point"} | ({"regret": "regret"} if best else {})
     table = Table("predictive", *columns.values())
@@ -286,10 +290,12 @@ def print_table(metrics: Metrics, predictives: list[str], metric: str) -> None:
     table.add_section()
     for steps in STEPS_SHOWN:
         if f"test/map/{metric}_step_{steps}" in metrics:
-            table.add_row(f"map after {steps} step{'s' * (steps != 1)}", cell(f"map/{metric}_step_{steps}"))
+            after = f"map after {steps} step{'s' * (steps != 1)}" if steps else "before adaptation"
+            table.add_row(after, cell(f"map/{metric}_step_{steps}"))
     console.print(table)
     kinds = [f"{kind}: {PREDICTIVES[kind]}" for kind in predictives]
-    log.info("%s; NLL: -log p(y), lower is better\n%s", METRICS.get(metric, metric), "\n".join(kinds))
+    said = "%s; NLL: -log p(y), lower is better\n±: the half width of the 95 %% interval over tasks\n%s"
+    log.info(said, METRICS.get(metric, metric), "\n".join(kinds))
 
 
 def _title(cfg: DictConfig, step: int) -> str:

@@ -33,7 +33,7 @@ HIGHER_IS_BETTER = "accuracy"
 MADE = {CSVLogger: ("metrics.csv", "hparams.yaml"), TensorBoardLogger: ("events.out.tfevents.*", "hparams.yaml")}
 HASH = 10  # hexadecimal digits
 LONGEST, TAG, FORBIDDEN = 128, 64, "/\\#?%:"  # as W&B takes them
-LONGEST_WORDS = 80  # of a title in a folder's name
+LONGEST_WORDS, SEEN = 80, 18  # characters of a title in a folder's name, and those of them that a narrow list shows
 OWNER = "run_dir.txt"  # in an offline W&B run, the folder that it is of
 
 
@@ -324,9 +324,13 @@ def _name(folder: Path, title: str) -> None:
     """Put a run's title in front of the time and the id in the name of its offline ``folder``.
 
     ``wandb leet`` lists folders by the beginnings of their names, in which all runs of a day are alike. It finds a run
-    by what stands behind ``run-TIME-``, and ``wandb sync`` whatever begins with ``offline-``.
+    by what stands behind ``run-TIME-``, and ``wandb sync`` whatever begins with ``offline-``. In 80 columns the list
+    shows but the first words of a title: what varies fastest comes first, without its keys where there is much of it.
     """
-    words = re.sub(r"[^\w.+-]+", "-", title).strip("-")[:LONGEST_WORDS]
+    parts = re.split(r", (?![^\[]*\])", title)[::-1]
+    if len(" ".join(parts[:-1])) > SEEN:
+        parts = [re.sub(r"^[\w.]+ (\S+|\[.*\])$", r"\1", part) for part in parts]
+    words = re.sub(r"[^\w.+-]+", "-", " ".join(parts)).strip("-")[:LONGEST_WORDS]
     named = folder.with_name(f"offline-run-{words}-{folder.name.removeprefix('offline-')}")
     folder.rename(named)
     for link in folder.parent.iterdir():  # latest-run, debug.log

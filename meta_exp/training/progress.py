@@ -1,5 +1,7 @@
 """The training's progress for people: a bar in a terminal; in the log a line at each validation and each minute.
 
+Below a notebook's cell, where no log is shown, a line that is replaced by the next stands for the bar.
+
 The screen gets a tenth of the log's validations, for the bar shows the last one. Speed and time left are those of the
 last half minute, and never of the time before the code was compiled.
 """
@@ -15,7 +17,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-from meta_exp.terminal import Screen, duration
+from meta_exp.terminal import Screen, duration, in_notebook
 from meta_exp.training.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -38,13 +40,31 @@ class _State(ProgressColumn):
         return Text(self.progress.state(int(task.completed), int(task.total or 0), self.progress.scores))
 
 
+class _CellLine:
+    """A line below a notebook's cell, in which the next stands in place of the last."""
+
+    def __init__(self) -> None:
+        self.shown: Any = None
+
+    def say(self, words: str) -> None:
+        """Show ``words``."""
+        from IPython.display import display
+
+        line = {"text/plain": words}
+        if self.shown is None:
+            self.shown = display(line, raw=True, display_id=True)
+        else:
+            self.shown.update(line, raw=True)
+
+
 class TrainingProgress(Callback):
     """Steps, time left, tasks a second, and the last validation scores."""
 
     def __init__(self) -> None:
         columns = BarColumn(BAR), _State(self)
         self.bar = Progress(*columns, console=Console(), refresh_per_second=1 / REFRESH_S, transient=True, expand=True)
-        self.bar.disable = not self.bar.console.is_terminal or not Screen.alone
+        self.bar.disable = not self.bar.console.is_terminal or not Screen.alone or in_notebook()
+        self.cell_line = _CellLine() if self.bar.console.is_jupyter and not log.isEnabledFor(logging.INFO) else None
         self.task = self.bar.add_task("")
         self.scores = ""
         self.tasks_seen, self.tasks_a_step = 0, 1
@@ -67,6 +87,7 @@ class TrainingProgress(Callback):
         if not self.bar.disable:
             Screen.console = self.bar.console
         self.bar.start()
+        self._say()
 
     @property
     def training_s(self) -> float:
@@ -103,6 +124,7 @@ class TrainingProgress(Callback):
         about_s = pl_module.gradient.about_to_compile(batch)
         if about_s is not None:
             self.compiling, self.about_s = time.perf_counter(), about_s
+            self._say()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -116,6 +138,7 @@ class TrainingProgress(Callback):
         if now - self.seen[-1][0] >= REFRESH_S:
             self.seen.append((now, self.tasks_seen))
             self.bar.update(self.task, completed=trainer.global_step)
+            self._say()
         if now - self.logged >= LINE_S:
             self._log(trainer, "")
 
@@ -128,8 +151,10 @@ class TrainingProgress(Callback):
         self._log(trainer, self.scores)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+        """Close the bar; what stays below a cell is the end."""
         self._close()
+        if self.cell_line:
+            self.cell_line.say(f"step {trainer.global_step} of {trainer.max_steps}, {self.scores}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Close the bar, so that the error stands below it."""
@@ -143,6 +168,11 @@ class TrainingProgress(Callback):
         if not minor:
             self.shown, self.shown_step = self.logged, done
         log.info("%s", self.state(done, total, scores), extra={"minor": minor})
+
+    def _say(self) -> None:
+        if self.cell_line:
+            task = self.bar.tasks[0]
+            self.cell_line.say(self.state(int(task.completed), int(task.total or 0), self.scores))
 
     def _measure_from_here(self) -> None:
         self.seen.clear()

@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import CSVLogger
 from wandb.proto import wandb_internal_pb2
 
 from meta_exp.runs.train import train
+from meta_exp.training import loggers
 from meta_exp.training.history import History
 from meta_exp.training.loggers import Guarded, TensorBoard, WandB
 
@@ -80,7 +81,7 @@ def test_offline_run_holds_all_and_nothing_else(config, tmp_path):
         pictures = [value for key, value in history[-1].items() if key.startswith("pictures/fan")]
         assert pictures
         assert list(file.parent.glob("files/media/images/pictures/*.png"))
-        assert file.parent.name.startswith("offline-run-llama-"), "so do those who list folders"
+        assert file.parent.name.startswith(f"offline-run-{seed}-"), "so do those who list folders"
         axes = {r.metric.name or r.metric.glob_name: r.metric.step_metric for r in found if r.HasField("metric")}
         assert axes["validation/*"] == "step"
         assert axes["versus_tasks/*"] == "tasks_seen"
@@ -155,6 +156,29 @@ def test_panels_to_compare_runs_by_come_first(config, tmp_path, logger):
     assert not any("versus_tasks/compare" in name for name in counts)
 
 
+@pytest.mark.parametrize(
+    ("title", "words"),
+    {
+        "maml, seed 0": "seed-0-maml",
+        "llama_predictive, eta 0.05, seed 3": "seed-3-eta-0.05-llama_predictive",
+        "llama, noise 0.1, shots 10, widths [40, 40], seed 1": "1-40-40-10-0.1-llama",
+        "as I call it": "as-I-call-it",
+        "../a\x1b b": "..-a-b",
+    }.items(),
+)
+def test_an_offline_folder_begins_with_what_differs(tmp_path, title, words):
+    """And is found by all that is behind it, and by W&B's links."""
+    folder = tmp_path / "offline-run-20260101_000000-a_b"
+    (folder / "logs").mkdir(parents=True)
+    (tmp_path / "latest-run").symlink_to(folder.name)
+    (tmp_path / "debug.log").symlink_to(f"{folder.name}/logs")
+    loggers._name(folder, title)
+    [named] = (file.name for file in tmp_path.iterdir() if not file.is_symlink())
+    assert named == f"offline-run-{words}-run-20260101_000000-a_b"
+    assert (tmp_path / "latest-run").readlink() == Path(named)
+    assert (tmp_path / "debug.log").is_dir()
+
+
 def test_leet_lists_runs_by_what_differs_and_shows_what_they_are_compared_by(config, tmp_path):
     """In a terminal of 80 columns, which the beginnings of W&B's own folder names would fill."""
     for seed in (1, 2):
@@ -173,7 +197,7 @@ def test_leet_lists_runs_by_what_differs_and_shows_what_they_are_compared_by(con
         while select.select([terminal], [], [], 0)[0]:
             said += os.read(terminal, 2**16)
         words = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode(errors="replace"))
-        return all(part in words for part in ("run-llama-seed-1-", "run-llama-seed-2-", "compare/coverage_95"))
+        return all(part in words for part in ("run-seed-1-llama-", "run-seed-2-llama-", "compare/coverage_95"))
 
     try:
         commands.wait_for(told, "the list of leet")
