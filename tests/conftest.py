@@ -74,6 +74,13 @@ def compose_run(folder: Path, *overrides: str) -> DictConfig:
     return cfg
 
 
+@pytest.fixture
+def one_source() -> Iterator[None]:
+    """Have compiled code in one C++ source, not optimised: else each of a hundred loops has a compiler to itself."""
+    with torch._inductor.config.patch({"cpp_wrapper": True, "aot_inductor.debug_compile": True}):
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained(shared: Path, data_cache: Path) -> Callable[..., Path]:
     """Train a run once in the session and return its folder, which tests leave as it is."""

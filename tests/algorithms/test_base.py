@@ -110,6 +110,7 @@ def test_gradients_are_those_of_the_loop(kind, checkpoint_steps):
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.usefixtures("one_source")
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_equals_eager(kind):
     """Also when progress and noise change after the code was compiled."""
@@ -158,6 +159,7 @@ def test_two_learned_rates_train_as_they_are_shown():
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.usefixtures("one_source")
 def test_state_that_changes_is_seen_by_compiled_code(caplog):
     """It is compiled anew; one that changes at every call is refused."""
 

@@ -251,6 +251,7 @@ def test_single_precision(structure, tau):
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.usefixtures("one_source")
 @pytest.mark.parametrize("structure", [GGN, partial(KFAC, probes=1)], ids=["GGN", "KFAC-probes"])
 def test_compiled_equals_eager(structure):
     """The compiled meta-gradient, in chunks of which the last is smaller, is the eager one."""

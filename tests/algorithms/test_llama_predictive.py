@@ -22,7 +22,7 @@ from torch.func import functional_call
 import meta_exp
 from meta_exp.adaptation import Meta
 from meta_exp.algorithms import MAML, LLAMAPredictive
-from meta_exp.curvature import GGN, KFAC, Diagonal, Hessian, LastLayer
+from meta_exp.curvature import GGN, KFAC, Diagonal, Hessian, LastLayer, newton
 from meta_exp.likelihoods import Categorical, Gaussian, HeteroscedasticGaussian, Probit
 from meta_exp.runs.build import build
 from meta_exp.training.meta_gradient import MetaGradient
@@ -110,14 +110,16 @@ def test_tasks_at_once_equal_one_by_one(likelihood, structure):
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.usefixtures("one_source")
 @pytest.mark.parametrize(
     ("likelihood", "structure"),
     [(Gaussian(SIGMA, learned=True), GGN), (Probit(), LastLayer), (Gaussian(SIGMA, learned=True), KFAC)],
     ids=["ggn", "classes", "kfac"],
 )
-def test_compiled_and_checkpointed_equal_eager(likelihood, structure):
-    """In one graph, where nothing comes back to Python."""
-    algorithm = predictive(likelihood, structure, inner_steps=1)
+def test_compiled_and_checkpointed_equal_eager(likelihood, structure, monkeypatch):
+    """In one graph, where nothing comes back to Python; of Newton's steps, all alike, four."""
+    monkeypatch.setattr(newton, "NEWTON_STEPS", 4)
+    algorithm = predictive(likelihood, structure, widths=(3,), inner_steps=1)
     meta, batch = Meta(initial(algorithm.model), tensors(algorithm)), episodes(likelihood, (2,), 2)
     torch._dynamo.utils.counters.clear()
     compiled = MetaGradient(algorithm)

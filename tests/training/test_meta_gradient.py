@@ -68,6 +68,7 @@ def test_compiled_convolutional_network():
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.usefixtures("one_source")
 @pytest.mark.parametrize("curvature", [None, KFAC])
 def test_cores_share_out_a_chunk(curvature, monkeypatch):
     """Each takes its tasks, in code compiled for one core, and the sum has the tasks' order: the same at each call."""
