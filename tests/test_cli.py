@@ -410,7 +410,7 @@ def test_help_is_for_people_and_quick(tmp_path):
     assert result.returncode == 0
     assert result.stdout.count("uv run train.py") >= 5
     for words in (
-        "algorithm: abml, anil, bmaml, boil, llama, llama_predictive, maml, maml_plus_plus, meta_sgd,",
+        "algorithm: abml, anil, bmaml, boil, llama, llama_paper, llama_predictive, maml,",
         "dataset: csv, harmonic, image_folder, linear, mini_imagenet, omniglot, sinusoid, step",
         "curvature: diagonal, ggn, hessian, kfac, last_layer, none",
     ):

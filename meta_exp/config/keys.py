@@ -20,7 +20,7 @@ NOT_IN_NAME = ("experiment", "trust", "run_title", *COMPUTED, *WATCHED, *KEPT)
 MEASURED = tuple(f"dataset.{key}" for key in ("mean", "std", "x_mean", "x_std", "y_mean", "y_std"))  # by its data
 MAY_CHANGE = (*NOT_IN_NAME, *SERVED, *SCORED, *PLACED)  # when a run goes on
 NOT_COMPARED = (
-    *("seed", "name", "format", "callbacks", "scores", "conformal_tasks"),
+    *("seed", "name", "format", "callbacks", "scores", "conformal_tasks", "each_step"),
     *(*COMPUTED, *WATCHED, *PLACED, *MEASURED),
 )
 
