@@ -28,7 +28,7 @@ def test_smallest_case(
     assert said in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["growth", "kills", "pictures", "start", "step_cost"])
+@pytest.mark.parametrize("script", ["growth", "kills", "pictures", "ship", "start", "step_cost"])
 def test_arguments(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", [script, "--help"])

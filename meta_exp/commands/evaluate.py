@@ -6,6 +6,7 @@ from pathlib import Path
 from meta_exp import cli
 from meta_exp.config.checks import require
 from meta_exp.installation import typed
+from meta_exp.runs.shipped import place_of
 
 TYPED = typed("evaluate")
 HELP = f"""\
@@ -14,7 +15,8 @@ Evaluate runs, or the runs of a sweep's folder, on the same test tasks:
   {TYPED} RUN RUN test_tasks=2000 samples=50 dataset.shots=5 evaluation_steps=20
   {TYPED} RUN 'predictives=[map,linearized,sample]' curvature=diagonal
 Written are results.csv, summary.csv, table.tex, report.html and pictures/: into the run's or sweep's folder, with other
-settings into evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER.
+settings into evaluated/SETTINGS below it, of several into outputs/comparison/TIME; or into output=FOLDER. RUN may be
+meta-exp/NAME, a run that comes with the package: its results go to outputs/comparison/TIME too.
 
 See which runs there are, and how they stand and score; nothing is computed:
   {TYPED} list                                  below outputs/, newest first
@@ -61,7 +63,7 @@ def command() -> None:
 
         listing.show(arguments[1:])
         return
-    folders = [Path(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
+    folders = [place_of(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     require(bool(folders), "evaluate", "a run's folder", "none", "see --help")
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_dir()]
     ours = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in (*NEW_TASK, "output"))

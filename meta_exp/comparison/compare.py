@@ -6,7 +6,7 @@ predictive), ``report.html`` and ``pictures/`` into one folder:
 
     output=FOLDER                    that folder
     one RUN, or one sweep            its folder; with settings of the evaluation changed, one below it, named for them
-    several                          outputs/comparison/<time>
+    several, or one of the package   outputs/comparison/<time>
 
 With ``ensemble=true`` the runs predict together too (``ensemble.py``): all that were given, or, where a sweep's folder
 was, those of each configuration; a row of its own beside those of its members.
@@ -61,6 +61,7 @@ from meta_exp.runs.protocol import mixed, of_ensemble, protocol_of
 from meta_exp.runs.provenance import provenance
 from meta_exp.runs.restore import Restored, keeps, open_run, refits
 from meta_exp.runs.saved import read_overrides
+from meta_exp.runs.shipped import is_shipped
 from meta_exp.runs.test_set import describe_failed, score_batches, score_tasks
 from meta_exp.scoring.metrics import failed_tasks
 from meta_exp.terminal import cell, plain, print_fitted
@@ -151,7 +152,7 @@ def _place(folders: Sequence[Path], settings: Sequence[str], output: str | None)
         out = Path(output).expanduser().resolve()
         usable = bool(output) and (out.is_dir() or not out.exists())
         require(usable, f"output={output}", "a folder to write into", "a file" if output else "nothing")
-    elif len(folders) > 1:
+    elif len(folders) > 1 or is_shipped(folders[0]):
         out = COMPARISONS / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}"
     elif settings:
         require_writable(folders[0], remedy)
@@ -333,6 +334,8 @@ def _fit(run: Restored, keep: bool) -> None:
     What is the run's own from now on is kept in its folder.
     """
     if keep:
+        remedy = "load it, save() it into a folder of yours, and evaluate that"
+        require(not is_shipped(run.folder), "calibrate=true", "a run of your own", "one of the package", remedy)
         require_writable(run.folder, "calibrate=true keeps there what it fits: evaluate a copy of the run")
     run.learner.to(_device(run)).eval()
     run.family.to(_device(run))

@@ -44,6 +44,7 @@ from meta_exp.production import plot
 from meta_exp.production.answers import Array, Classification, Regression, as_given, on_cpu
 from meta_exp.runs.fit import keep
 from meta_exp.runs.restore import Restored, open_run
+from meta_exp.runs.shipped import place_of
 from meta_exp.scoring.conformal import Conformal
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.images.files import Treatment, read_images
@@ -66,7 +67,7 @@ def load(
     """Load the finished run in ``folder`` for use on new tasks; neither data set nor dashboard is needed.
 
     Args:
-        folder: of the run, as train.py made it.
+        folder: of the run, as train.py made it, or meta-exp/NAME for one that comes with the package.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
         device: where to compute; posterior draws are the same on each.
         trust: modules of your own whose classes the run's config may name; they are imported.
@@ -76,7 +77,7 @@ def load(
         ValueError: the run is unfinished, damaged, of another format or unsafe, or an override does not fit it.
         OSError: a file cannot be read.
     """
-    run = open_run(Path(folder), [overrides] if isinstance(overrides, str) else overrides, trust, model)
+    run = open_run(place_of(folder), [overrides] if isinstance(overrides, str) else overrides, trust, model)
     run.learner.to(device)
     return Predictor(run)
 

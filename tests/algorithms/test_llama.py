@@ -252,11 +252,15 @@ def test_single_precision(structure, tau):
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
 @pytest.mark.usefixtures("one_source")
-@pytest.mark.parametrize("structure", [GGN, partial(KFAC, probes=1)], ids=["GGN", "KFAC-probes"])
-def test_compiled_equals_eager(structure):
+@pytest.mark.parametrize(
+    ("structure", "stay"),
+    [(GGN, []), (GGN, [0]), (partial(KFAC, probes=1), [])],
+    ids=["GGN", "GGN-stay", "KFAC-probes"],
+)
+def test_compiled_equals_eager(structure, stay):
     """The compiled meta-gradient, in chunks of which the last is smaller, is the eager one."""
     model, likelihood = mlp(outputs=1, widths=(3,)), Gaussian(0.5, learned=True)
-    algorithm = llama(model, (2,), likelihood, structure, prior_term=True, learned=True)
+    algorithm = llama(model, (2,), likelihood, structure, prior_term=True, learned=True, stay=stay)
     theta, batch = initial(model), episodes(likelihood, (2,), 1)
     hyper = {"log_sigma_noise": torch.tensor(-0.7).double(), "log_prior_precision": torch.tensor(0.4).double()}
 
