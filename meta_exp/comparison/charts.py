@@ -82,7 +82,8 @@ def _exact(configurations: Sequence[Configuration]) -> dict[int, str]:
     for first, *others in places.values():
         labels = [configurations[i].label for i in others]
         shared = {k: v for k, v in configurations[first].label.items() if all(label[k] == v for label in labels)}
-        found[first] = f"{describe(shared)}: Bayes-optimal" if shared and len(places) > 1 else "Bayes-optimal"
+        words = describe({k: v for k, v in shared.items() if k != "choices.algorithm"})
+        found[first] = f"{words}: Bayes-optimal" if words and len(places) > 1 else "Bayes-optimal"
     return found
 
 
@@ -97,12 +98,13 @@ def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             means, halves = [e.mean for e in found.values()], [e.half for e in found.values()]
             if found:
                 curves.append(_banded(c.name, [float(k) for k in found], means, halves, i))
-            if i in exact and found and (best := c.estimate(f"{BAYES}/{metric}")):
-                ends = [0.0, float(max(found))]
-                curves.append(Curve(exact[i], ends, [best.mean] * 2, group=i, dashed=True))
+        last = max((curve.x[-1] for curve in curves), default=0.0)
+        for i, words in exact.items() if curves else ():
+            if best := configurations[i].estimate(f"{BAYES}/{metric}"):
+                curves.append(Curve(words, [0.0, last], [best.mean] * 2, group=i, dashed=True))
         name = title(metric)
-        words = f"{name} by inner steps", "inner steps", f"test {name}"
-        yield Chart(f"steps_{metric}", *words, curves, x_axis=Axis(whole=True))
+        axes = f"{name} by inner steps", "inner steps", f"test {name}"
+        yield Chart(f"steps_{metric}", *axes, curves, x_axis=Axis(whole=True))
 
 
 def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:

@@ -53,10 +53,14 @@ def test_the_best_possible_is_a_line_of_its_own():
     """Below the steps, and with its coverage, once for all that were tested on its tasks; regret is swept over."""
     drawn = found(*(regression(0, eta, best=True) for eta in (0.1, 0.5)))
     curves = drawn["steps_mse"].curves
-    assert [(curve.name, curve.dashed) for curve in curves[1:]] == [("Bayes-optimal", True), ("eta 0.5", False)]
+    assert [(curve.name, curve.dashed) for curve in curves[1:]] == [("eta 0.5", False), ("Bayes-optimal", True)]
     assert [curve.name for curve in drawn["coverage_bayes"].curves] == ["Bayes-optimal"]
-    assert curves[1].y == pytest.approx([0.05, 0.05])
-    assert curves[1].x == [0, 1]
+    assert curves[2].y == pytest.approx([0.05, 0.05])
+    assert curves[2].x == [0, 1]
+    without_steps = regression(0, 0.1, best=True)
+    del without_steps.scores.each["map/mse_step_1"]
+    curves = found(without_steps, regression(0, 0.5, best=True))["steps_mse"].curves
+    assert [curve.x for curve in curves] == [[0], [0, 1], [0, 1]], "beside one that takes no steps too"
     assert drawn["coverage_bayes"].bars[0].y == pytest.approx([0.05] * 20)
     assert drawn["sweep_eta_regret"].curves[0].y == pytest.approx([0.45, 0.45])
     assert drawn["conformal_map"].curves[0].x == [0.5, 0.8, 0.9, 0.95]
