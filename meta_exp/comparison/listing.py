@@ -132,8 +132,10 @@ def _row(run: Path) -> Row:
         metrics = read_json(run / "metrics.json", "the metrics of a run")
     with suppress(ValueError, OSError):
         keys = flatten(OmegaConf.to_container(read_config(run / "config.yaml")))
-    with suppress(ValueError, OSError):
-        overrides = read_overrides(run)
+    with suppress(ValueError, OSError, HydraException):
+        found = read_overrides(run)
+        OverridesParser.create().parse_overrides(found)
+        overrides = found
     wrote = max((file.lstat().st_mtime for name in MARKS if (file := run / name).is_file()), default=None)
     kept = {key: value for key, value in keys.items() if not within(key, (*PLACED, "format"))}
     own = {"run": str(run), "state": _state(run, bool(metrics)), "time": wrote, "overrides": overrides}

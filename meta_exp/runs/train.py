@@ -189,7 +189,8 @@ def learn(run: Run, folder: Path, calibrated: bool | None, checkpoint: Path | No
         return None
     best = read_checkpoint(folder / "best.ckpt")
     learner.load_state_dict(best["state_dict"])
-    log.info("the best weights in validation are those of step %d", best["global_step"])
+    said = "the best weights are those of step %d, by %s: %.4g"
+    log.info(said, best["global_step"], run.best.monitor, run.best.score)
     calibration = None
     if calibrated:
         fresh = fresh_batches(run.family, run.stream.conformal_tasks)

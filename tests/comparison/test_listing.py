@@ -105,6 +105,20 @@ def test_a_sweep_that_cannot_be_known_lacks_nothing(outputs):
         assert "never started" not in {row["state"] for row in list_runs(outputs)}, text
 
 
+@pytest.mark.parametrize("text", ['- "algorithm=\\x1b[2Jmaml"\n', "- a=[\n", "- [1]\n", "a: 1\n", "- =\n", "\x00"])
+def test_a_command_that_is_none_is_left_out(outputs, text, monkeypatch, capsys):
+    """A stranger's run has its row all the same, and no other loses its own."""
+    monkeypatch.chdir(outputs.parent)
+    run = outputs / "some_sweep" / "algorithm-llama__seed-1"
+    (run / "overrides.yaml").write_text(text)
+    show([])
+    said = capsys.readouterr().out
+    assert said.splitlines()[-1] == "outputs: 2 finished, 2 interrupted, 1 failed, 1 never started"
+    assert all(letter.isprintable() or letter == "\n" for letter in said)
+    [row] = (row for row in list_runs(outputs) if row["run"].endswith(run.name))
+    assert (row["state"], row["overrides"]) == ("finished", [])
+
+
 def test_from_python(outputs):
     found = meta_exp.results(outputs)
     rows = found if isinstance(found, list) else found.to_dict("records")
