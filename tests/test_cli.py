@@ -112,7 +112,7 @@ def test_several_loggers_at_once_of_which_tensorboard_shows_all_runs(tmp_path):
 
 
 def test_sweep_makes_a_folder_a_run(tmp_path):
-    result = train(tmp_path, "-m", "algorithm=maml,llama", *SMOKE)
+    result = train(tmp_path, "algorithm=maml,llama", "-m", *SMOKE)  # words stand on both sides of an option too
     assert result.returncode == 0, result.stderr
     folders = sorted((tmp_path / "outputs" / "sinusoid_sweep").glob("*/"))
     assert [finished(folder)["algorithm"] for folder in folders] == ["llama", "maml"]

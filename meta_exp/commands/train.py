@@ -34,7 +34,12 @@ def main(cfg: DictConfig) -> float:
 
 def command() -> None:
     """Look at the command's words before Hydra does, which says of a slip neither where it is nor what to do."""
-    check_words(get_args_parser().parse_known_args(sys.argv[1:])[0].overrides, CONF)
+    known, behind = get_args_parser().parse_known_args(sys.argv[1:])
+    overrides = known.overrides + [word for word in behind if not word.startswith("-")]
+    for word in overrides:  # a=1 -m b=2 as well: of words on both sides of its options Hydra knows the first ones only
+        sys.argv.remove(word)
+    sys.argv += overrides
+    check_words(overrides, CONF)
     main()
 
 
