@@ -105,6 +105,7 @@ def resolve(cfg: DictConfig) -> DictConfig:
     cfg.run_name = run_name(Path(cfg.run_dir))
     if cfg.get("run_title") is None:
         cfg.run_title = _title(cfg)
+    require(not OmegaConf.is_config(cfg.run_title), "run_title", "a text, or null", cfg.run_title)
     trust = trusted_modules(cfg.get("trust"))
     refuse_unsafe(OmegaConf.to_container(cfg, resolve=True), trust)
     _take_own_classes(cfg, trust)

@@ -57,6 +57,7 @@ REFUSED = {
     "calibrate=maybe": "calibrate: expected a valid boolean",
     "name=../x": r"name: expected a name for folders below outputs/, got '../x'",
     "choices.model=conv4": "choices.model: expected the option chosen, mlp, got conv4; choose by model=NAME",
+    "run_title={a:1}": r"run_title: expected a text, or null, got \{'a': 1\}",
     "run_name=mine": "run_name: expected null, for the name of the folder, got mine",
     "optimizer.lr=true": "optimizer.lr: expected a value of the form",
     "optimizer.fused=abc": "optimizer.fused: expected a valid boolean",
