@@ -413,7 +413,7 @@ def _senseless(case: Case, outcome: Outcome) -> str | None:
                 return "a negative number is accepted"
         if isinstance(default, bool) and value not in ("true", "false", "0", "1"):
             return f"{value} is accepted for true or false"
-        if isinstance(default, list) and not value.startswith("["):
+        if isinstance(default, list) and not value.startswith("[") and key != "trust":  # one module needs no list
             return "no list is accepted"
         if isinstance(default, str) and not among(WORDY) and value not in ("auto",) and "${" not in default:
             return f"{value!r} is accepted"
