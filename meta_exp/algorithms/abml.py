@@ -26,9 +26,9 @@ from torch.func import vmap
 
 from meta_exp.adaptation import Meta, Noise, Params, gradient_step
 from meta_exp.algorithms import normal
-from meta_exp.algorithms.base import DRAWS, FASTEST, HEAVIEST, WIDEST, Algorithm, Logs
+from meta_exp.algorithms.base import DEVIATIONS, DRAWS, FASTEST, HEAVIEST, Algorithm, Logs
 from meta_exp.algorithms.particles import refuse_curvature
-from meta_exp.config.checks import require, require_at_most
+from meta_exp.config.checks import require, require_at_most, require_within
 from meta_exp.curvature import Posterior
 from meta_exp.curvature.base import draw_normal
 from meta_exp.hyper import Learned, in_log_space
@@ -67,7 +67,7 @@ class ABML(Algorithm):
         require_at_most(FASTEST, "algorithm.inner_lr", self.inner_lr)
         require(self.inner_steps >= 1, "algorithm.inner_steps", "at least 1", self.inner_steps)
         require(self.deviation > 0, "algorithm.deviation", "a standard deviation > 0", self.deviation)
-        require_at_most(WIDEST, "algorithm.deviation", self.deviation)
+        require_within(DEVIATIONS, "algorithm.deviation", self.deviation)
         require(self.draws_a_step >= 1, "algorithm.draws_a_step", "at least 1", self.draws_a_step)
         require_at_most(DRAWS, "algorithm.draws_a_step", self.draws_a_step)
         require(self.kl_weight >= 0, "algorithm.kl_weight", "a weight >= 0", self.kl_weight)

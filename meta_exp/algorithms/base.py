@@ -31,7 +31,8 @@ from meta_exp.tasks.episode import Episode, Examples
 
 STEPS = 10**4  # of an inner loop, at most
 DRAWS = 10**3  # of a task, or particles
-FASTEST, HEAVIEST, WIDEST = 1e3, 1e6, 1e3  # learning rate, weight in the objective, standard deviation
+FASTEST, HEAVIEST = 1e3, 1e6  # learning rate, weight in the objective
+DEVIATIONS = 1e-6, 1e3  # bounds of a standard deviation; the square of a smaller one is no number to divide by
 Logs = dict[str, Tensor]
 
 

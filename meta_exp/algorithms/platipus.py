@@ -23,9 +23,9 @@ from torch.func import grad, vmap
 
 from meta_exp.adaptation import Meta, Noise, Params, gradient_step
 from meta_exp.algorithms import normal
-from meta_exp.algorithms.base import DRAWS, FASTEST, HEAVIEST, WIDEST, Logs
+from meta_exp.algorithms.base import DEVIATIONS, DRAWS, FASTEST, HEAVIEST, Logs
 from meta_exp.algorithms.particles import Particles
-from meta_exp.config.checks import require, require_at_most
+from meta_exp.config.checks import require, require_at_most, require_within
 from meta_exp.curvature.base import draw_normal
 from meta_exp.hyper import Learned, in_log_space
 from meta_exp.tasks.episode import Episode, Examples
@@ -57,7 +57,7 @@ class PLATIPUS(Particles):
         require(self.draws_a_task >= 1, "algorithm.draws_a_task", "at least 1", self.draws_a_task)
         require_at_most(DRAWS, "algorithm.draws_a_task", self.draws_a_task)
         require(self.deviation > 0, "algorithm.deviation", "a standard deviation > 0", self.deviation)
-        require_at_most(WIDEST, "algorithm.deviation", self.deviation)
+        require_within(DEVIATIONS, "algorithm.deviation", self.deviation)
         rate = self.start_lr is None or self.start_lr > 0
         require(rate, "algorithm.start_lr", "null or a learning rate > 0", self.start_lr)
         require_at_most(FASTEST, "algorithm.start_lr", self.start_lr or 0.0)

@@ -129,6 +129,7 @@ def test_noise_in_use_is_that_of_the_steps():
     [
         ({"curvature": GGN(mlp(), (2,))}, "algorithm=abml: expected no curvature, got curvature=ggn"),
         ({"deviation": 0.0}, "algorithm.deviation: expected a standard deviation > 0, got 0.0"),
+        ({"deviation": 1e-30}, "algorithm.deviation: expected a number from 1e-06 to 1000, got 1e-30"),
         ({"draws_a_step": 0}, "algorithm.draws_a_step"),
         ({"kl_weight": -1.0}, "algorithm.kl_weight"),
         ({"data": "support"}, "algorithm.data: expected both or query, got support"),

@@ -106,6 +106,7 @@ def test_gradcheck():
     [
         ({"curvature": GGN(mlp(), (2,))}, "algorithm=platipus: expected no curvature, got curvature=ggn"),
         ({"deviation": 0.0}, "algorithm.deviation"),
+        ({"deviation": 1e-30}, "algorithm.deviation"),
         ({"draws_a_task": 0}, "algorithm.draws_a_task"),
         ({"particles": 0}, "algorithm.particles"),
         ({"start_lr": 0.0}, "algorithm.start_lr: expected null or a learning rate > 0, got 0.0"),
