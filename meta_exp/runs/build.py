@@ -3,7 +3,7 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -96,11 +96,11 @@ def resolve(cfg: DictConfig) -> DictConfig:
         ValueError: a key is unknown or missing, or a value of the wrong type; or it is not the command's to choose.
     """
     cfg = deepcopy(cfg)
+    _refuse_dangling(cfg)
     for group in ("dataset", "model", "likelihood", "algorithm", "optimizer", "trainer", "callbacks"):
         chosen = OmegaConf.is_dict(cfg.get(group))
         require(chosen, group, "the name of an option", cfg.get(group), f"choose one by {group}=NAME")
-    require(OmegaConf.is_dict(cfg.get("scores", {})), "scores", "scores by name", cfg.get("scores"))
-    _refuse_dangling(cfg)
+    _own_scores(cfg)
     _refuse_chosen(cfg)
     cfg.run_name = run_name(Path(cfg.run_dir))
     if cfg.get("run_title") is None:
@@ -248,7 +248,7 @@ def build_learner(cfg: DictConfig, family: TaskFamily, model: nn.Module | None =
         curvature = _part(cfg, "curvature")(model=model, input_shape=family.input_shape)
     algorithm = _part(cfg, "algorithm")(model=model, likelihood=likelihood, curvature=curvature)
     schedule = _part(cfg, "lr_schedule")() if cfg.get("lr_schedule") else None
-    scores = {name: _part(cfg, f"scores.{name}")() for name in cfg.get("scores") or {}}
+    scores = {name: _part(cfg, f"scores.{name}")() for name in _own_scores(cfg)}
     learner = from_keys(Learner, cfg, *LEARNER)
     return learner(algorithm, _part(cfg, "optimizer"), schedule=schedule, scores=scores)
 
@@ -277,6 +277,13 @@ def _rest(name: str, calibrate: bool | None = None, matmul_precision: str = "hig
     inside = bool(name.strip()) and ".." not in parts and not Path(name).is_absolute() and name.isprintable()
     require(inside, "name", "a name for folders below outputs/", shown(name))
     require(matmul_precision in PRECISIONS, "matmul_precision", f"one of {', '.join(PRECISIONS)}", matmul_precision)
+
+
+def _own_scores(cfg: DictConfig) -> Mapping[Any, Any]:
+    """Return what the user's own scores are made by; an older run's config has none."""
+    own = cfg.get("scores", {})
+    require(isinstance(own, Mapping), "scores", "scores by name", repr(own), "+scores.NAME._target_=my_package.Class")
+    return own
 
 
 def _refuse_dangling(cfg: DictConfig) -> None:

@@ -68,6 +68,7 @@ REFUSED = {
     "+callbacks.mine._target_=nowhere": "callbacks.mine._target_: expected the name of a class, got .nowhere.",
     "trust=5": "trust: expected names of modules",
     "scores=5": "scores: expected scores by name, got 5",
+    "scores='${nothing}'": "scores: expected a value, got .* Interpolation key 'nothing' not found",
     "~algorithm.inner_lr": "algorithm.inner_lr: expected a value, got none",
     "algorithm.inner_lr=???": "algorithm.inner_lr: expected a value, got none",
     "~seed": "seed: expected a value, got none",

@@ -100,6 +100,7 @@ def test_a_learned_value_can_be_fixed_after_the_fact(sinusoid_run):
 
 
 REFUSED_OVERRIDES = {
+    "scores=": "scores: expected scores by name, got ''",
     "curvature=diagnal": "curvature: expected one of diagonal, ggn, .*, got diagnal",
     "algorithm=maml": "algorithm=maml: expected curvature, the group that evaluation may change",
     "algorithm.iner_lr=1": "algorithm.iner_lr: .* did you mean algorithm.inner_lr?",
