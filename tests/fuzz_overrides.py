@@ -64,7 +64,7 @@ FROM_ZERO = (  # and 0
     "seed split_seed warmup final eta noise every_minutes momentum algorithm.inner_steps x_range level edge slope "
     "intercept phase amplitude frequency curvature.seed logger.csv.version multi_step first_order_until"
 ).split()
-NEGATIVE = ["trainer.devices", "logger.csv.version"]  # -1: all
+NEGATIVE = ["trainer.devices", "logger.csv.version", "run_title"]  # -1: all; and a title may be any text
 LISTS = ["model.widths", "predictives", "trainer.devices", "logger.wandb.tags"]
 WORDY = (  # keys whose value is a word of the user's
     "name logger.wandb.project logger.wandb.save_dir logger.wandb.id logger.wandb.group logger.wandb.job_type "
