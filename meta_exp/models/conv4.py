@@ -15,6 +15,7 @@ from meta_exp.models import activation as activations
 from meta_exp.models.activation import Activation
 from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import NORMS
+from meta_exp.models.pool import MaxPool2d
 
 FILTERS = 1024
 
@@ -44,7 +45,7 @@ class Conv4(nn.Module):
             convolution = Conv2d(channels, filters, stride=2 if self.average else 1)
             nn.init.xavier_uniform_(convolution.weight)
             nn.init.constant_(convolution.get_parameter("bias"), 0.0)
-            pool = nn.Identity() if self.average else nn.MaxPool2d(2)
+            pool = nn.Identity() if self.average else MaxPool2d()
             blocks.append(nn.Sequential(convolution, NORMS[norm](filters), activations.make(activation), pool))
             channels = filters
         self.blocks = nn.Sequential(*blocks)

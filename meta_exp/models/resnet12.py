@@ -18,6 +18,7 @@ from meta_exp.models import activation as activations
 from meta_exp.models.activation import Activation
 from meta_exp.models.convolution import Conv2d
 from meta_exp.models.norm import GROUPS, NORMS
+from meta_exp.models.pool import MaxPool2d
 
 SMALLEST = 16  # side of an image that four poolings leave something of
 
@@ -32,7 +33,7 @@ class Block(nn.Module):
             layers += [Conv2d(fan_in, fan_out, bias=False), NORMS[norm](fan_out), activations.make(activation)]
         self.way = nn.Sequential(*layers[:-1])
         self.shortcut = nn.Sequential(Conv2d(channels, filters, size=1, padding=0, bias=False), NORMS[norm](filters))
-        self.end = nn.Sequential(activations.make(activation), nn.MaxPool2d(2))
+        self.end = nn.Sequential(activations.make(activation), MaxPool2d())
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the shortcut before the last activation."""
