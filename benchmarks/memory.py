@@ -8,6 +8,8 @@ from statistics import median
 from measure import built
 from peer import Peer
 
+from meta_exp.training.learner import TRAINING
+
 Case = tuple[str, Sequence[str]]  # ours or learn2learn; overrides
 TINY = [
     "dataset.meta_batch=1",
@@ -44,8 +46,10 @@ def _peak(case: Case) -> tuple[float, float]:
 
 def _gradient(side: str, overrides: Sequence[str]) -> None:
     learner, batch = built(overrides)
-    take = Peer(learner).meta_gradient if side == "learn2learn" else learner.meta_gradient
-    take(batch)
+    if side == "learn2learn":
+        Peer(learner).meta_gradient(batch)
+    else:
+        learner.meta_gradient(batch, noise=learner.path_noise(batch, (TRAINING, 0, 0)))
 
 
 def _resident() -> float:

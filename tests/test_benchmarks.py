@@ -37,6 +37,15 @@ def test_arguments(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert f"benchmarks/{script}.py" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("algorithm", ["abml", "platipus", "bmaml"])
+def test_memory_of_algorithms_that_draw(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets the noise of its batch, as in training."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    names = runpy.run_path(str(BENCHMARKS / "memory.py"))
+    words = ["dataset=omniglot", "model.filters=8", f"algorithm={algorithm}", "curvature=none"]
+    names["_gradient"]("ours", [*words, *names["TINY"]])
+
+
 def test_all_pictures_of_docs_are_drawn(
     sinusoid_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
