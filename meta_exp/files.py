@@ -18,7 +18,7 @@ import stat
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,8 @@ def replacing(file: Path, mode: str = "w") -> Iterator[Any]:
                 os.fsync(stream.fileno())
             os.replace(part, file)
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be made it cannot be removed, and that is said already
+            part.unlink()
 
 
 @contextmanager

@@ -53,8 +53,11 @@ def answer(
     for key, value in (("support", support), ("query", query), ("output", output)):
         require(value != "", key, "the name of a file or a folder", "nothing")
     if support is None or query is None:
-        given = "support" if support else "query" if query else "neither"
+        given = "support" if support else "query" if query else f"kind={kind}"
         raise ValueError(f"a new task: expected support=... and query=..., got {given} alone")
+    file = Path(output).expanduser()
+    require(not file.is_dir(), "output", "the name of a file", f"a folder, {output}")
+    require(is_stream(file) or file.parent.is_dir(), "output", "a file in a folder that is there", output)
     learner = load(folders[0], overrides)
     files = Path(support).expanduser(), Path(query).expanduser()
     if len(learner.input_shape) == 3:
@@ -63,7 +66,6 @@ def answer(
         answers = answer_labels(learner, *files, kind)
     else:
         answers = answer_numbers(learner, *files, kind)
-    file = Path(output).expanduser()
     write_csv(file, answers)
     console = Console(stderr=is_stream(file))  # what follows in a pipe gets the rows alone
     show(answers, f"{kind or learner.kinds[-1]} predictions, written to {file}", console)

@@ -73,6 +73,8 @@ def test_half_a_question_is_refused(tmp_path):
         new_task.answer([tmp_path], [], support="s.csv")
     with pytest.raises(ValueError, match="a new task: expected one run's folder, got 2"):
         new_task.answer([tmp_path, tmp_path], [], support="s.csv", query="q.csv")
+    with pytest.raises(ValueError, match=r"a new task: expected support=\.\.\. and query=\.\.\., got kind=map alone"):
+        new_task.answer([tmp_path], [], kind="map")
 
 
 @pytest.mark.parametrize("key", ["support", "query", "output"])
@@ -80,6 +82,21 @@ def test_a_key_without_a_file_is_refused(tmp_path, key):
     """An empty name would be the working folder."""
     with pytest.raises(ValueError, match=f"{key}: expected the name of a file or a folder, got nothing"):
         new_task.answer([tmp_path], [], **({"support": "s.csv", "query": "q.csv"} | {key: ""}))
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [
+        ("s.csv/out.csv", "a file in a folder that is there, got .*s.csv/out.csv"),
+        ("none/out.csv", "a file in a folder that is there, got .*none/out.csv"),
+        ("folder", "the name of a file, got a folder, .*folder"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_said_before_the_run_is_read(tmp_path, output, got):
+    (tmp_path / "s.csv").write_text("1,2\n")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=f"output: expected {got}"):
+        new_task.answer([tmp_path], [], support="s.csv", query="q.csv", output=str(tmp_path / output))
 
 
 def test_refusals_are_one_line_and_exit_code_1(sinusoid_run, tmp_path):
