@@ -15,6 +15,8 @@ if sys.dont_write_bytecode:  # each process would compile all that it imports, f
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = bytecode.name
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read as NumPy is imported: its threads spin while they wait
+
 import numpy as np
 import pytest
 import torch

@@ -35,10 +35,10 @@ def mlp(outputs=1, widths=(5, 4), inputs=2, seed=0):
     return MLP((inputs,), outputs, widths).double()
 
 
-def conv4(norm="batch", downsample="stride", outputs=3, seed=0):
+def conv4(norm="batch", downsample="stride", outputs=3, seed=0, filters=8):
     """A small float64 Conv4 whose biases, scales and shifts are not at their initial ones and zeros."""
     torch.manual_seed(seed)
-    model = Conv4(image_shape(downsample), outputs, filters=8, downsample=downsample, norm=norm).double()
+    model = Conv4(image_shape(downsample), outputs, filters=filters, downsample=downsample, norm=norm).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

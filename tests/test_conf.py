@@ -79,8 +79,11 @@ def parts(tmp_path_factory):
     """What each option of model and curvature composes to, once for all."""
     folder = tmp_path_factory.mktemp("parts")
     models = {name: compose_run(folder, f"model={name}").model for name in options("model")}
-    for name in ("resnet12", "resnet12_small"):
-        models[name].channels = [8, 8, 8, 8]  # a large one is slow to probe
+    for name, model in models.items():  # a large one is slow to probe
+        if name.startswith("resnet12"):
+            model.channels = [8, 8, 8, 8]
+        elif name.startswith("conv4"):
+            model.filters = 16
     structures = {name: OmegaConf.load(CONF / "curvature" / f"{name}.yaml") for name in CURVATURES}
     for structure in filter(None, structures.values()):
         structure.prior_precision = 1.0  # resolving a config puts a number there

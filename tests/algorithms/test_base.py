@@ -159,7 +159,6 @@ def test_two_learned_rates_train_as_they_are_shown():
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
-@pytest.mark.usefixtures("one_source")
 def test_state_that_changes_is_seen_by_compiled_code(caplog):
     """It is compiled anew; one that changes at every call is refused."""
 

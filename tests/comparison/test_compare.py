@@ -16,6 +16,14 @@ from meta_exp.comparison import compare as comparison
 REPO = Path(__file__).parents[2]
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out pictures and report, which take longer than all else, where a test looks at neither."""
+    monkeypatch.setattr(comparison, "_draw", lambda *arguments: {})
+    monkeypatch.setattr(comparison.plots, "draw_charts", lambda *arguments: {})
+    monkeypatch.setattr(comparison.report, "write", lambda *arguments: None)
+
+
 def test_a_sweep_with_an_unfinished_run(sweep):
     """One test for one costly sweep: exit code, table, differences, digits, files."""
     (sweep / "broken").mkdir()
@@ -220,6 +228,7 @@ def test_results_of_other_settings_stand_beside(sweep, capsys):
         assert {row["evaluated_with"] for row in csv.DictReader(stream)} == {""}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_that_stood_in_a_results_csv_is_lost(sweep, tmp_path, capsys):
     """The same runs again, and more runs, replace it; other runs, settings or digits keep it under another name."""
     out = tmp_path / "out"
@@ -275,6 +284,7 @@ def test_a_folder_that_cannot_be_written_is_said_first(sweep, monkeypatch):
     assert refusal.value.filename == str(sweep)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_folder_that_cannot_be_read_is_named(sweep, monkeypatch, capsys):
     (sweep / "closed").mkdir()
     scandir = os.scandir

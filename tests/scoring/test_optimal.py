@@ -72,7 +72,7 @@ def test_it_is_the_integral_over_all_parameters(family, ranges, shots):
     family = family(shots=shots, queries=4, noise=0.3)
     support, query = task(family)
     boxes = [getattr(family, name) for name in ranges]
-    points = [1 if low == high else 700 for low, high in boxes]
+    points = [1 if low == high else 300 for low, high in boxes]
     boxes = [(low, high) if low < high else (low - 0.5, high + 0.5) for low, high in boxes]  # one node in the middle
     predictive = optimal_predictive(family, support, query.x)
     compare(predictive, query.y, brute_force(family, support, query.x, query.y, boxes, points), atol=2e-5)
@@ -82,7 +82,7 @@ def test_a_frequency_is_integrated_too():
     family = Sinusoid(shots=4, queries=4, noise=0.5, frequency=(0.5, 1.5))
     support, query = task(family)
     boxes = [family.amplitude, family.phase, family.frequency]
-    expected = brute_force(family, support, query.x, query.y, boxes, [80, 160, 200])
+    expected = brute_force(family, support, query.x, query.y, boxes, [40, 80, 100])
     compare(optimal_predictive(family, support, query.x), query.y, expected, atol=1e-4)
 
 
@@ -109,7 +109,7 @@ def test_small_noise_and_many_points(family, i):
         (max(low, float(c - 12 * d)), min(high, float(c + 12 * d)))
         for (low, high), c, d in zip(ranges, centre, deviation, strict=True)
     ]
-    points = [400, 400]
+    points = [160, 160]
     if isinstance(family, Sinusoid):
         boxes, points = [*boxes, (0.5, 1.5)], [*points, 1]
     expected = brute_force(family, support, query.x, query.y, boxes, points)
@@ -124,7 +124,7 @@ def test_steps_are_integrated_exactly(noise):
     support, query = task(family, 1)
     x, y = support.x[:, 0].numpy(), support.y[:, 0].numpy()
     cuts = np.unique(np.clip(np.concatenate([[-2.5, 2.5], x, query.x[:, 0]]), -2.5, 2.5))
-    levels, widths = grid(*family.level, 1000)
+    levels, widths = grid(*family.level, 500)
     evidence, rows = [], []
     for start, stop in pairwise(cuts):
         edge = (start + stop) / 2
