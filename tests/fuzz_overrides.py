@@ -58,7 +58,8 @@ WORDS = ["../x", "/", "a b", "5", "x" * 300, "'a\nb'", "~", "$HOME"]
 OPTIONAL = (  # keys that null is a value of
     "num_tasks evaluation_steps hyper_lr calibrate chunk_size algorithm.eta curvature.probes trainer.gradient_clip_val "
     "trainer.gradient_clip_algorithm callbacks.last.every_n_steps callbacks.last.every_minutes logger.wandb.entity "
-    "logger.csv.name logger.csv.version run_name run_title optimizer.fused experiment logger.wandb.name"
+    "logger.csv.name logger.csv.version run_name run_title optimizer.fused experiment logger.wandb.name "
+    "curvature.prior_precision"
 ).split()
 FROM_ZERO = (  # and 0
     "seed split_seed warmup final eta noise every_minutes momentum algorithm.inner_steps x_range level edge slope "

@@ -212,6 +212,7 @@ def _set(cfg: DictConfig, override: Override) -> None:
     remedy = "".join(f"did you mean {near}?" for near in get_close_matches(key, known, 1))
     require(override.is_add() or key in (*known, *LATER), key, "a key of the run's config", "an unknown one", remedy)
     remedy = "use evaluation_steps" if key == "algorithm.inner_steps" else ""
+    require("${" not in str(value), key, "a plain value", repr(value))
     require(within(key, OVERRIDABLE), key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
     if key == "dataset.ways":
         require(value == cfg.dataset.ways, key, f"{cfg.dataset.ways}, which the network was trained for", value)

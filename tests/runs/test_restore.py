@@ -101,6 +101,7 @@ def test_a_learned_value_can_be_fixed_after_the_fact(sinusoid_run):
 
 REFUSED_OVERRIDES = {
     "scores=": "scores: expected scores by name, got ''",
+    "curvature.prior_precision=${nothing}": r"curvature.prior_precision: expected a plain value, got '\$\{nothing\}'",
     "curvature=diagnal": "curvature: expected one of diagonal, ggn, .*, got diagnal",
     "algorithm=maml": "algorithm=maml: expected curvature, the group that evaluation may change",
     "algorithm.iner_lr=1": "algorithm.iner_lr: .* did you mean algorithm.inner_lr?",
