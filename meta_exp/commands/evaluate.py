@@ -65,6 +65,7 @@ def command() -> None:
         return
     folders = [place_of(argument) for argument in arguments if "=" not in argument or Path(argument).is_dir()]
     require(bool(folders), "evaluate", "a run's folder", "none", "see --help")
+    require("" not in arguments, "evaluate", "a run's folder", "an empty name", "a variable of the shell may be unset")
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).is_dir()]
     ours = dict(override.split("=", 1) for override in overrides if override.split("=", 1)[0] in (*NEW_TASK, "output"))
     overrides = [override for override in overrides if override.split("=", 1)[0] not in ours]

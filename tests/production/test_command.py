@@ -105,6 +105,7 @@ def test_refusals_are_one_line_and_exit_code_1(sinusoid_run, tmp_path):
     refused = {
         (sinusoid_run, "support=s.csv", "query=q.csv"): "error: s.csv, row 3, column y: expected a finite number",
         ("support=s.csv", "query=q.csv"): "error: evaluate: expected a run's folder, got none; see --help",
+        ("",): "error: evaluate: expected a run's folder, got an empty name; a variable of the shell may be unset",
     }
     for arguments, message in refused.items():
         result = commands.run("evaluate.py", tmp_path, *arguments)
