@@ -309,8 +309,7 @@ def test_jobs_are_counted_as_hydra_makes_them(override):
 
 
 def test_a_glob_with_a_failing_job_ends_with_1_and_its_table(tmp_path):
-    words = ["-m", "algorithm=llama", "curvature=glob(d*)", "optimizer.lr=1e30"]
-    result = commands.run("train.py", tmp_path, *words, *SMALL)
+    result = sweep(tmp_path, "-m", "algorithm=llama", "curvature=glob(d*)", "optimizer.lr=1e30")
     assert result.returncode == 1
     assert "of 1 done" in result.stdout
     assert "objective is" in result.stdout
