@@ -32,6 +32,8 @@ from typing import Any
 
 import commands
 
+from meta_exp.terminal import plain
+
 REPO = Path(__file__).parents[1]
 TINY = (  # what an accepted run takes: two steps of a small network
     "trainer.max_steps=2 trainer.val_check_interval=2 trainer.log_every_n_steps=1 test_tasks=2 validation_tasks=2 "
@@ -226,7 +228,7 @@ def evaluation_cases(runs: dict[str, Path], place: Path, seed: int) -> list[Case
         "abc",
         "table.csv",
         ".",
-        "/",
+        "/dev",  # the whole machine's files would be the user's own wish
         "/dev/null",
         "binary.csv",
         "empty.csv",
@@ -366,7 +368,7 @@ def fault(case: Case, outcome: Outcome) -> str | None:
             return None
         return "no line that says what is wrong"
     named = [key for key in case.keys if _names(last, key)]
-    named += [word for word in case.tried if word in last]
+    named += [word for word in case.tried if word in last or plain(word) in last]
     values = [word.partition("=")[2] for word in case.tried]
     named += [value for value in values if len(value) > 20 and value in last]  # a file's name
     if case.script == "evaluate.py":
