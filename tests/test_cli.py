@@ -121,7 +121,7 @@ def test_sweep_makes_a_folder_a_run(tmp_path):
 
 def test_same_command_again_skips_retries_and_sums_up(tmp_path):
     sweep = ["-m", "algorithm=maml", "optimizer.lr=1e30,0.001", *SMOKE, "logger=none"]
-    first, again = typed(tmp_path, *sweep), train(tmp_path, *sweep)
+    first, again = typed(tmp_path, *sweep), typed(tmp_path, *sweep)
     for result, state in ((first, "done"), (again, "skipped")):
         assert result.returncode == 1, result.stderr
         table = [line for line in result.stdout.splitlines() if line.startswith("│ ")]
@@ -204,8 +204,8 @@ def test_a_signal_does_not_wait_for_a_compilation(tmp_path):
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_terminal_of_80_columns_has_a_bar_with_lines_above_it(tmp_path, sweep):
     """A pseudo-terminal, read to its end; a line of the log begins where no bar stands."""
-    keys = [*SMOKE, "trainer.max_steps=300", "trainer.val_check_interval=100", "model.widths=[4]", "compile=false"]
-    keys += ["dataset.meta_batch=2", "calibrate=null"]
+    keys = [*SMOKE, "trainer.max_steps=900", "trainer.val_check_interval=100", "model.widths=[4]", "compile=false"]
+    keys += ["calibrate=null"]
     command = [sys.executable, str(REPO / "train.py"), *(["-m", "seed=0"] if sweep else []), *keys, "logger=none"]
     terminal, end = pty.openpty()
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 80, 0, 0))
@@ -224,10 +224,10 @@ def test_a_terminal_of_80_columns_has_a_bar_with_lines_above_it(tmp_path, sweep)
     lines = [line for line in re.split(r"[\r\n]+", shown) if line.strip()]
     bars = [line for line in lines if line.startswith(("━", "╸", "╺"))]
     assert bars
-    assert all(re.match(r"[━╸╺ ]{10} step \d+ of 300", bar) for bar in bars), bars
+    assert all(re.match(r"[━╸╺ ]{10} step \d+ of 900", bar) for bar in bars), bars
     assert any(" left, " in bar for bar in bars)
     assert max(map(len, bars)) <= 80
-    assert any(line.startswith("step 100 of 300, ") for line in lines)
+    assert any(line.startswith("step 100 of 900, ") for line in lines)
 
 
 INTERRUPTED = """
