@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
 from meta_exp.config.schema import constructor
-from meta_exp.runs.build import build_learner
+from meta_exp.runs.build import build_learner, resolve
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.allocator import keep_freed_memory
@@ -43,7 +43,7 @@ def built(overrides: Sequence[str], compiled: bool = False) -> tuple[Learner, Ep
 
     What a step costs does not depend on what the batch shows, and no data set is needed.
     """
-    cfg = composed(overrides)
+    cfg = resolve(composed(["run_dir=none", *overrides]))
     family = constructor(cfg.dataset, "dataset")()
     torch.manual_seed(0)
     # as train.py does; learn2learn's side has the same process and the same gain

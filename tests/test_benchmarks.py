@@ -37,6 +37,17 @@ def test_arguments(script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert f"benchmarks/{script}.py" in capsys.readouterr().out
 
 
+def test_every_case_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what the command leaves to be implied, such as the prior precision for classes."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    throughput, step_cost = (runpy.run_path(str(BENCHMARKS / f"{name}.py")) for name in ("throughput", "step_cost"))
+    llama = [["algorithm=llama", f"curvature={name}"] for name in throughput["CURVATURES"]]
+    cases = [[*case, *row] for case in throughput["CASES"].values() for row in (*throughput["ROWS"].values(), *llama)]
+    cases += [[*shared, *row] for shared, rows in step_cost["CASES"].values() for row, _ in rows.values()]
+    for words in cases:
+        assert throughput["built"](words)[0].algorithm is not None, words
+
+
 @pytest.mark.parametrize("algorithm", ["abml", "platipus", "bmaml"])
 def test_memory_of_algorithms_that_draw(algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each gets the noise of its batch, as in training."""
