@@ -42,7 +42,8 @@ class Conv2d(nn.Conv2d):
         """Return the patches of x, [N, H', W', size^2, I].
 
         With stride s the image is split into s x s images of every s-th row and column, of which patches take plain
-        slices: the derivative of a strided slice asks at each pixel whether it was in it.
+        slices: the derivative of a strided slice asks at each pixel whether it was in it. They are stacked rather than
+        joined, since the second derivative of a join asks at each place which of nine slices it is in.
         """
         size, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
         height, width = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
@@ -51,4 +52,4 @@ class Conv2d(nn.Conv2d):
         split = [rows.unflatten(2, (-1, stride)).unbind(3) for rows in x.unflatten(1, (-1, stride)).unbind(2)]
         places = [(i, j) for i in range(size) for j in range(size)]
         slices = [split[i % stride][j % stride][:, i // stride :, j // stride :][:, :height, :width] for i, j in places]
-        return torch.cat(slices, -1).unflatten(-1, (len(places), -1))
+        return torch.stack(slices, -2)
