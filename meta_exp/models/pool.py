@@ -3,8 +3,9 @@ r"""Max-pooling over windows of 2 x 2.
     y[n, c, i, j] = max x[n, c, 2 i : 2 i + 2, 2 j : 2 j + 2]
 
 The derivative of PyTorch's scatters by indices that it kept, and compiled for a CPU takes longer than the convolution
-before it. There the maximum is taken by comparisons, of two columns and then of two rows, whose derivative is a mask.
-Both take the first of equal values, row by row, and keep what is not a number.
+before it. There the place of the maximum is found by comparisons, and the derivative is a mask of the whole image: that
+of a slice asks at each pixel whether it was in it. Both take the first of equal values, row by row, and keep what is
+not a number.
 """
 
 import torch
@@ -23,11 +24,16 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 def by_comparisons(x: Tensor) -> Tensor:
-    """Pool by two comparisons."""
+    """Pool by the place of each window's maximum, which is found by comparisons and is no function of x's values."""
     height, width = (side // 2 * 2 for side in x.shape[-2:])
-    x = _larger(x[..., :height, 0:width:2], x[..., :height, 1:width:2])
-    return _larger(x[..., 0::2, :], x[..., 1::2, :])
-
-
-def _larger(first: Tensor, second: Tensor) -> Tensor:
-    return torch.where((second > first) | second.isnan(), second, first)
+    windows = x[..., :height, :width].unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # [..., H / 2, 2, W / 2, 2]
+    seen = windows.detach()
+    most = seen[..., 0, :, 0]
+    place = torch.zeros_like(most)
+    for number, (i, j) in enumerate([(0, 1), (1, 0), (1, 1)], 1):
+        other = seen[..., i, :, j]
+        larger = (other > most) | other.ne(other)  # isnan is taken number by number when compiled
+        most = torch.where(larger, other, most)
+        place = torch.where(larger, float(number), place)
+    places = torch.arange(4, device=x.device, dtype=x.dtype).view(2, 1, 2)
+    return torch.where(place[..., None, :, None] == places, windows, 0.0).sum((-3, -1))
