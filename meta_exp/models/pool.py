@@ -24,7 +24,7 @@ class MaxPool2d(nn.MaxPool2d):
 
 
 def by_comparisons(x: Tensor) -> Tensor:
-    """Pool by the place of each window's maximum, which is found by comparisons and is no function of x's values."""
+    """Pool by the place of each window's maximum, which is found by comparisons and not differentiated."""
     height, width = (side // 2 * 2 for side in x.shape[-2:])
     windows = x[..., :height, :width].unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # [..., H / 2, 2, W / 2, 2]
     seen = windows.detach()
