@@ -9,6 +9,7 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 import meta_exp
 from meta_exp.comparison.compare import compare
@@ -27,7 +28,7 @@ def ship(monkeypatch):
 
 
 def test_some_are_there_and_small(ship):
-    assert {"meta-exp/sinusoid", "meta-exp/sinusoid-noisy"} <= set(NAMES)
+    assert {"meta-exp/sinusoid", "meta-exp/sinusoid-noisy", "meta-exp/omniglot-5way-1shot"} <= set(NAMES)
     files = [file for file in SHIPPED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= ship["LARGEST"] == 3e6
     needed = {"config.yaml", "best.ckpt", "metrics.json", "calibration.json", "overrides.yaml", "README.md"}
@@ -57,13 +58,22 @@ def test_each_predicts(name):
     assert (new.std > 0).all()
 
 
-def test_the_example_of_readme(capsys):
-    """Ten lines, without a training."""
+def test_the_examples_of_readme(tmp_path, monkeypatch, capsys):
+    """Ten lines each, without a training: one of points, one of image files."""
+    monkeypatch.chdir(tmp_path)
+    for number, file in enumerate(("a.png", "b.png", "c.png", "scan1.png", "scan2.png")):
+        drawing = Image.new("L", (105, 105), "white")
+        ImageDraw.Draw(drawing).line((20, 20 + 15 * number, 80, 80 - 10 * number), fill="black", width=3)
+        drawing.save(file)
     blocks = re.findall(r"^```python\n(.*?)^```", (REPO / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    [example] = [block for block in blocks if 'meta_exp.load("meta-exp/' in block]
-    assert len(example.splitlines()) <= 10
-    exec(compile(example, "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
+    examples = [block for block in blocks if 'meta_exp.load("meta-exp/' in block]
+    assert len(examples) == 2
+    scope: dict[str, object] = {}
+    for example in examples:
+        assert len(example.splitlines()) <= 10
+        exec(compile(example, "README.md", "exec"), scope)
+        assert capsys.readouterr().out.strip()
+    assert set(scope["new"].labels) <= {"alpha", "beta", "gamma"}
 
 
 def test_an_unknown_name_is_refused_with_those_that_are_there():
