@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
         others = [dim for dim in range(x.ndim) if dim != channels]
         share = x.shape[channels] / x.numel()  # times which a sum is a mean: compiled code divides anew at each number
         centred = x - x.sum(others, keepdim=True) * share
-        variance = centred.square().sum(others, keepdim=True) * share  # PyTorch's takes as long as a convolution on a CPU
+        variance = centred.square().sum(others, keepdim=True) * share  # PyTorch's takes a convolution's time on a CPU
         return self.affine((centred * torch.rsqrt(variance + self.eps)).movedim(channels, 1))
 
 
