@@ -41,9 +41,12 @@ def test_precision_of_products(config, precision):
     for name in ("highest", precision):
         run = build(config("trainer=smoke", "logger=none", f"matmul_precision={name}"))
         assert torch.get_float32_matmul_precision() == name
+        start = torch.cat([p.detach().flatten() for p in run.learner.parameters()])
         run.trainer.fit(run.learner, run.stream)
         weights[name] = torch.cat([p.detach().flatten() for p in run.learner.parameters()])
-    torch.testing.assert_close(weights[precision], weights["highest"], rtol=1e-2, atol=2e-3)
+    moved, apart = weights["highest"] - start, weights[precision] - weights["highest"]
+    # Of all weights, not of each: Adam moves one whose gradient is next to nothing by its sign, whichever that is.
+    assert apart.abs().mean() < 0.1 * moved.abs().mean()
 
 
 QUICK = [

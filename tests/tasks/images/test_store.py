@@ -376,9 +376,14 @@ from meta_exp.tasks.images.episodes import ImageTasks
 from meta_exp.tasks.images.source import Listing, Source
 from meta_exp.tasks.images.store import open_store
 
-def resident():  # KB, each shared page counted by its share
-    [line] = [line for line in open("/proc/self/smaps_rollup") if line.startswith("Pss:")]
-    return int(line.split()[1])
+def resident():  # KB of a store's pages, each shared one counted by its share, and of the process's own memory
+    taken, of_store = 0, False
+    for word, *values in map(str.split, open("/proc/self/smaps")):
+        if not word.endswith(":"):  # where a mapping begins; libraries' shares change with who else has them open
+            of_store = values[-1].endswith(".safetensors")
+        elif word == ("Pss:" if of_store else "Anonymous:"):
+            taken += int(values[0])
+    return taken
 
 def told(word):
     while not Path(sys.argv[2], word).exists():
@@ -402,7 +407,7 @@ told("end")
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the kernel does not tell the resident memory")
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not tell the resident memory")
 def test_two_processes_share_the_pages(source: Source, tmp_path: Path) -> None:
     size = 64 * 20 * 224 * 224 / 1024  # KB
     command = [sys.executable, "-c", READER, source.files[0], tmp_path]
@@ -413,6 +418,6 @@ def test_two_processes_share_the_pages(source: Source, tmp_path: Path) -> None:
         for reader in (first, second):
             commands.wait_for(lambda reader=reader: reader.stdout.count("\n") == 2, "what a store takes", reader)
         taken = [int(reader.stdout.split()[1]) for reader in (first, second)]  # while both have it open
-        assert 0.9 * size < sum(taken) < 1.3 * size, taken
+        assert 0.9 * size < sum(taken) < 1.5 * size, taken  # whoever converts keeps a few classes' worth
         (tmp_path / "end").touch()
         assert (first.wait(), second.wait()) == (0, 0)
