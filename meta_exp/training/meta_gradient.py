@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 Outcome = tuple[Tensor, Logs]
 Differentiated = tuple[Params, Hyper]
 logging.getLogger("torch._inductor.ir").setLevel(logging.ERROR)  # it tells of each operator that it calls by its name
-COMPILE_S, COMPILE_IMAGES_S = 15.0, 60.0  # that compiling takes on two cores; docs/performance.md
+COMPILE_S, COMPILE_IMAGES_S = 15.0, 60.0  # that compiling one step takes on two cores; docs/performance.md
+MORE_STEPS = 0.4  # times that, for each further one
 COMPILE_FROM_STEPS = 2000  # about where the minute of compilation is earned back
 WORSE = 1.25  # times the best time a task: where the trial of chunk sizes ends
 RECOMPILATIONS = 3  # because state has changed; a further change ends the run
@@ -93,7 +94,7 @@ class MetaGradient:
         """Return about how many seconds the next call will take to compile; None where it does not."""
         if self._of_chunk not in (self._compile_first, self._compile_or_fall_back):
             return None
-        return _compile_s(episodes)
+        return self._about_s(episodes)
 
     def prepare(self, steps: int) -> None:
         """Make ready for a run of ``steps`` steps in all.
@@ -187,6 +188,11 @@ class MetaGradient:
         [direct] = vjp(lambda learned: algorithm.start(at(learned)), learned)[1](cotangent)
         return tree_map(torch.add, total, direct), outcome
 
+    def _about_s(self, episodes: Episode) -> float:
+        """Return about how many seconds compiling takes: each inner step after the first is written out beside it."""
+        one = COMPILE_IMAGES_S if episodes.support.x.ndim > 3 else COMPILE_S
+        return one * (1 + MORE_STEPS * max(self.algorithm.objective_steps - 1, 0))
+
     def _refuse_hidden_state(self) -> None:
         """Compile anew where plain values have changed that the compiled code took as constants.
 
@@ -235,13 +241,14 @@ class MetaGradient:
         method = MethodType(FunctionType(code, globals()), self)
         options: dict[str, Any] = {"guard_filter_fn": _guards_of_arguments}
         if cores > 1:
-            options |= {"cpp_wrapper": True, "cpp.threads": 1}
+            # the body apart from the loops it calls: to optimise five steps' worth of it takes a C++ compiler minutes
+            options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "cpp.threads": 1}
         return torch.compile(method, dynamic=False, options=options)
 
     def _compile_first(self, meta: Meta, episodes: Episode, tasks: float) -> Any:
         compiled = self._compiled(self._cores(episodes))
         said = "compiling the training step, about %.0f s; less where PyTorch has it in its cache"
-        log.info(said, _compile_s(episodes))
+        log.info(said, self._about_s(episodes))
         started = time.perf_counter()
         part = compiled(meta, episodes, tasks)
         self.compile_s += time.perf_counter() - started
@@ -260,10 +267,6 @@ class MetaGradient:
             log.warning("torch.compile is not available here (%s); training goes on without it", reason)
             self._of_chunk = self._eager
             return self._eager(meta, episodes, tasks)
-
-
-def _compile_s(episodes: Episode) -> float:
-    return COMPILE_IMAGES_S if episodes.support.x.ndim > 3 else COMPILE_S
 
 
 @cache

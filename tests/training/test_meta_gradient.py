@@ -185,3 +185,14 @@ def test_does_not_compile_where_it_does_not_pay(monkeypatch, compile, steps):
     gradient = MetaGradient(algorithm, compile=compile)
     gradient.prepare(steps)
     gradient(Meta(initial(algorithm.model), {}), episodes(Gaussian(0.5), (2,), 2))
+
+
+def test_says_that_more_steps_take_longer_to_compile():
+    batch, images = episodes(Gaussian(0.5), (2,), 2), episodes(Categorical(2), image_shape("stride"), 2)
+    gradients = [MetaGradient(llama(inner_steps=steps)[0], compile=True) for steps in (1, 5)]
+    assert [gradient.about_to_compile(batch) for gradient in gradients] == [None, None]
+    for gradient in gradients:
+        gradient.prepare(1)
+    one, five = (gradient.about_to_compile(batch) for gradient in gradients)
+    assert 2 * one < five < 5 * one
+    assert gradients[-1].about_to_compile(images) > five
