@@ -295,7 +295,9 @@ def _estimate(means: list[float], half: float, tasks: int) -> Estimate:
     n = len(means)
     if n == 1:
         return Estimate(means[0], half, f"{tasks} tasks" if half == half else "")
-    return Estimate(fmean(means), half_width(float(np.std(means, ddof=1)), n), f"{n} seeds")
+    with np.errstate(invalid="ignore"):  # where a seed's score is infinite the interval is NaN, which a table shows
+        deviation = float(np.std(means, ddof=1))
+    return Estimate(fmean(means), half_width(deviation, n), f"{n} seeds")
 
 
 def _same_but_algorithm(a: Keys, b: Keys) -> bool:

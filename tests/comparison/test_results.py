@@ -69,6 +69,13 @@ def test_interval_over_tasks_where_there_is_one_seed():
     assert found.estimate("map/brier") is None
 
 
+def test_an_infinite_score_of_one_seed_leaves_no_interval():
+    (found,) = group([result(0), result(1, shift=float("inf")), result(2)])
+    estimate = found.estimate("map/mse")  # a warning would be an error here
+    assert estimate.mean == float("inf")
+    assert np.isnan(estimate.half)
+
+
 def test_difference_is_paired_by_task():
     """The hardness of the tasks, common to both, cancels: a tenth of it is left in the interval."""
     found = group([result(0), llama(0, shift=-0.2)])
