@@ -230,23 +230,26 @@ class MetaGradient:
         log.info("chunk_size=auto: %d of %d tasks at once, %.3g ms a task in the trial", best, count, 1e3 * seconds)
         return best
 
-    def _compiled(self, cores: int) -> Callable[..., Any]:
+    def _compiled(self, episodes: Episode) -> Callable[..., Any]:
         """Return the gradient of a chunk compiled for fixed shapes, trusting that only its arguments change.
 
         To ask the network, its hooks and the algorithm at each call whether they changed takes longer than a small
         network. PyTorch files what it compiled under the code object: a copy of it for each instance keeps them apart.
-        What is to run beside others is one function in C++, which does not hold Python's lock.
+        On a CPU it is one function in C++, which does not hold Python's lock where several run beside each other, and
+        takes less time in between the operations of a small network.
         """
         code = MetaGradient._eager.__code__.replace()
         method = MethodType(FunctionType(code, globals()), self)
         options: dict[str, Any] = {"guard_filter_fn": _guards_of_arguments}
-        if cores > 1:
+        if episodes.query.y.device.type == "cpu":
             # the body apart from the loops it calls: to optimise five steps' worth of it takes a C++ compiler minutes
-            options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True, "cpp.threads": 1}
+            options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
+        if self._cores(episodes) > 1:
+            options["cpp.threads"] = 1
         return torch.compile(method, dynamic=False, options=options)
 
     def _compile_first(self, meta: Meta, episodes: Episode, tasks: float) -> Any:
-        compiled = self._compiled(self._cores(episodes))
+        compiled = self._compiled(episodes)
         said = "compiling the training step, about %.0f s; less where PyTorch has it in its cache"
         log.info(said, self._about_s(episodes))
         started = time.perf_counter()
