@@ -77,6 +77,10 @@ def refuse_unfit(model: nn.Module, input_shape: Sequence[int], outputs: int) -> 
     got = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
     require(got == [len(x), outputs], name, expected, got)
     require(bool(y.isfinite().all()), name, "finite outputs of normal inputs", "NaN or infinity")
+    # fused optimisers would write into the gaps, or several times into one place
+    loose = [key for key, value in trained.items() if torch.empty_like(value).stride() != value.stride()]
+    remedy = "make each of a tensor that is .contiguous()"
+    require(not loose, name, "parameters without gaps or repetitions in memory", ", ".join(loose), remedy)
     refuse_fused_norms(model, input_shape)
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     with torch.no_grad(), _names_of_running(model) as running, _Randomness(running):

@@ -113,8 +113,9 @@ class MetaGradient:
     def __call__(self, meta: Meta, episodes: Episode, tasks: float | None = None) -> tuple[Tensor, Params, Hyper, Logs]:
         """Return the objective, its gradients in theta and hyper-parameters, and logged scalars; means over tasks.
 
-        ``meta.noise`` has a leading dimension of tasks, as ``episodes`` have. ``tasks`` is what their sums are divided
-        by, where that is not the number of ``episodes``.
+        A gradient's numbers lie in memory as those of its parameter do: the fused optimisers of PyTorch pair them by
+        their places there, whatever their shapes and strides say. ``meta.noise`` has a leading dimension of tasks, as
+        ``episodes`` have. ``tasks`` is what their sums are divided by, where that is not the number of ``episodes``.
         """
         count = len(episodes.query.y)
         if self.chunk_size == "auto":
@@ -133,7 +134,7 @@ class MetaGradient:
         else:
             total = _sum(map(take, parts))
         (gradient, hyper_gradient), (objective, logs) = total
-        return objective, gradient, hyper_gradient, logs
+        return objective, _laid_out(gradient, meta.theta), _laid_out(hyper_gradient, meta.hyper), logs
 
     def _cores(self, episodes: Episode) -> int:
         """Return how many cores share out the tasks of a chunk evenly: of a CPU's, for code that is compiled.
@@ -287,6 +288,16 @@ def _gradients(objective: Callable[..., tuple[Tensor, Logs]], *arguments: Any) -
 def _sum(parts: Iterable[Any]) -> Any:
     """Add up what chunks contribute, in their order."""
     return reduce(partial(tree_map, torch.add), parts)
+
+
+def _laid_out(gradients: Params, parameters: Params) -> Params:
+    """Return the gradients in the parameters' order in memory; those of compiled convolutions come in another."""
+
+    def as_parameter(name: str, gradient: Tensor) -> Tensor:
+        like = parameters[name]
+        return gradient if gradient.stride() == like.stride() else torch.empty_like(like).copy_(gradient)
+
+    return {name: as_parameter(name, gradient) for name, gradient in gradients.items()}
 
 
 def _tasks(meta: Meta, episodes: Episode, start: int, stop: int) -> tuple[Meta, Episode]:

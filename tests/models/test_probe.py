@@ -164,6 +164,13 @@ class Flat(torch.autograd.Function):
         return g
 
 
+def placed(weight):
+    """A layer whose weights lie in memory as those given do."""
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(weight)
+    return layer
+
+
 UNFIT = {
     "expected parameters that require gradients, got none": lambda: Net().requires_grad_(False),
     r"from \[2, 2\] to \[2, 3\], got \[2, 5\]": lambda: Net(outputs=5),
@@ -171,6 +178,8 @@ UNFIT = {
     "got tuple": lambda: nn.Sequential(Net(), Functional(lambda x: (x, x))),
     "got RuntimeError in layer 'layer': .*mat1 and mat2 shapes cannot be multiplied": lambda: Net(nn.Linear(3, 3)),
     "finite outputs of normal inputs, got NaN": lambda: Net(Functional(lambda x: x / 0 * 0)),
+    "without gaps or repetitions in memory, got layer.weight; make": lambda: Net(placed(torch.randn(4, 8)[:, ::2])),
+    "repetitions in memory, got layer.weight": lambda: Net(placed(torch.randn(4).expand(4, 4))),
     r"model layer 'layer': expected a norm .*batch_norm in BatchNorm1d; use meta_exp": lambda: Net(nn.BatchNorm1d(4)),
     r"model layer 'layer': expected nothing random.*, got .* in Dropout; leave": lambda: Net(nn.Dropout(0.5)),
     r"model layer 'layer.1': expected nothing random": lambda: Net(nn.Sequential(nn.Tanh(), nn.AlphaDropout())),
@@ -195,10 +204,10 @@ def test_refuses_what_cannot_adapt(message):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [nn.Dropout(0.0), Centred(), GroupNorm(4, groups=2), nn.LazyLinear(4), Functional(lambda x: x.clone().relu_())],
-)
+ADAPTS = [nn.Dropout(0.0), Centred(), GroupNorm(4, groups=2), nn.LazyLinear(4), placed(torch.randn(4, 4).T)]
+
+
+@pytest.mark.parametrize("layer", [*ADAPTS, Functional(lambda x: x.clone().relu_())])
 def test_accepts_what_adapts(layer):
     refuse_unfit(Net(layer), (2,), 3)
     frozen = Net(layer)

@@ -58,13 +58,24 @@ def test_checkpointed_steps_on_a_convolutional_network(first_order):
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
-def test_compiled_convolutional_network():
-    """It takes other forms of the convolution when it is compiled."""
+@pytest.mark.parametrize("chunk_size", [None, 1])
+def test_compiled_convolutional_network(chunk_size):
+    """It takes other forms of the convolution when it is compiled, and its gradients go with a fused optimiser."""
     model, batch = conv4(), episodes(Categorical(), image_shape("stride"), 3, tasks=2)
     algorithm = MAML(model=model, likelihood=Categorical(), inner_lr=0.1)
-    compiled = MetaGradient(algorithm)
+    compiled = MetaGradient(algorithm, chunk_size)
     compiled.compile()
-    assert_equal(compiled(Meta(initial(model), {}), batch), MetaGradient(algorithm)(Meta(initial(model), {}), batch))
+    found, expected = (take(Meta(initial(model), {}), batch) for take in (compiled, MetaGradient(algorithm)))
+    assert_equal(found, expected)
+    parameters = dict(model.named_parameters())
+    moved = {}
+    for fused, gradients in ((True, found[1]), (False, expected[1])):
+        copies = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+        for name, value in copies.items():
+            value.grad = gradients[name]
+        torch.optim.Adam(copies.values(), lr=0.1, eps=1.0, fused=fused).step()
+        moved[fused] = copies
+    assert_equal(moved[True], moved[False])
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler

@@ -7,10 +7,12 @@ import pytest
 import torch
 from pytorch_lightning import Callback
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
+from torch.utils._pytree import tree_map
 
 from meta_exp.runs.build import build
 from meta_exp.training import lightning
 from meta_exp.training.history import read_history
+from meta_exp.training.meta_gradient import MetaGradient
 from meta_exp.training.turns import Turns
 
 QUICK = ["trainer=smoke", "logger=none", "model.widths=[4]", "dataset.meta_batch=2", "validation_tasks=2"]
@@ -88,6 +90,21 @@ def test_all_is_as_lightning_leaves_it(config, turns, settings):
     for name, value in theirs["state_dict"].items():
         assert torch.equal(checkpoint["state_dict"][name], value), name
     torch.testing.assert_close(checkpoint["optimizer_states"], theirs["optimizer_states"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("by_turns", [True, False])
+def test_weights_move_by_their_own_gradients_whatever_these_order_in_memory(config, monkeypatch, by_turns):
+    """Compiled convolutions have another; a fused optimiser pairs the two by their places there."""
+    whole, weights = MetaGradient._eager, []
+
+    def elsewhere(self, *arguments):
+        return tree_map(lambda value: value.mT.contiguous().mT if value.ndim > 1 else value, whole(self, *arguments))
+
+    for take in (whole, elsewhere):
+        monkeypatch.setattr(MetaGradient, "_eager", take)
+        run = trained(config(*QUICK, "model.widths=[4,4]", "algorithm=meta_sgd"), by_turns)
+        weights.append([value.detach() for value in run.learner.parameters()])
+    assert all(map(torch.equal, *weights))
 
 
 class Stops(Callback):
