@@ -4,8 +4,10 @@ r"""Normalisation whose second and third derivatives are right.
 
 PyTorch's fused batch, instance and layer norms give silently wrong second-order gradients under ``grad(vmap(...))``
 and wrong Jacobian derivatives when gamma and beta are adapted. Here the same equation is composed of means, ``rsqrt``
-and an affine map, each of which differentiates correctly. Statistics are always those of the batch at hand: a
-network in evaluation with running statistics would be another network than the one that was adapted.
+and an affine map, each of which differentiates correctly. What is summed over images and positions, derivatives too, is
+summed for each image by itself first: compiled code adds one number after another, and thousands of them err so much
+in float32 that signs of ReLU's inputs change, and with them all further inner steps. Statistics are always those of the
+batch at hand: a network in evaluation with running statistics would be another network than the one that was adapted.
 """
 
 import torch
@@ -27,10 +29,12 @@ class Affine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift each channel."""
+        weight, bias = (value.expand(len(x), -1) for value in (self.weight, self.bias))
         if _channels_last(x):
-            return (x.movedim(1, -1) * self.weight + self.bias).movedim(-1, 1)
-        shape = (-1,) + (1,) * (x.ndim - 2)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+            shape = (len(x), *[1] * (x.ndim - 2), -1)
+            return (x.movedim(1, -1) * weight.view(shape) + bias.view(shape)).movedim(-1, 1)
+        shape = (len(x), -1, *[1] * (x.ndim - 2))
+        return x * weight.view(shape) + bias.view(shape)
 
 
 class BatchNorm(nn.Module):
@@ -45,10 +49,9 @@ class BatchNorm(nn.Module):
         """Normalise x [N, channels, ...]."""
         channels = x.ndim - 1 if _channels_last(x) else 1
         x = x.movedim(1, channels)
-        others = [dim for dim in range(x.ndim) if dim != channels]
         share = x.shape[channels] / x.numel()  # times which a sum is a mean: compiled code divides anew at each number
-        centred = x - x.sum(others, keepdim=True) * share
-        variance = centred.square().sum(others, keepdim=True) * share  # PyTorch's takes a convolution's time on a CPU
+        centred = x - _sum(x, channels) * share
+        variance = _sum(centred.square(), channels) * share  # PyTorch's takes a convolution's time on a CPU
         return self.affine((centred * torch.rsqrt(variance + self.eps)).movedim(channels, 1))
 
 
@@ -73,3 +76,10 @@ NORMS = {"batch": BatchNorm, "group": GroupNorm, "none": nn.Identity}  # by the 
 def _channels_last(x: Tensor) -> bool:
     """Whether channels are neighbours in memory, as convolution by patches leaves them."""
     return x.stride(1) == 1
+
+
+def _sum(x: Tensor, channels: int) -> Tensor:
+    """Return the sum over all but the channels, image by image first, beside each image."""
+    positions = [dim for dim in range(1, x.ndim) if dim != channels]
+    of_images = x.sum(positions, keepdim=True) if positions else x
+    return of_images.sum(0, keepdim=True).expand_as(of_images)
