@@ -28,7 +28,8 @@ def ship(monkeypatch):
 
 
 def test_some_are_there_and_small(ship):
-    assert {"meta-exp/sinusoid", "meta-exp/sinusoid-noisy", "meta-exp/omniglot-5way-1shot"} <= set(NAMES)
+    names = {"sinusoid", "sinusoid-noisy", "omniglot-5way-1shot", "omniglot-20way-1shot"}
+    assert {f"meta-exp/{name}" for name in names} <= set(NAMES)
     files = [file for file in SHIPPED.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= ship["LARGEST"] == 3e6
     needed = {"config.yaml", "best.ckpt", "metrics.json", "calibration.json", "overrides.yaml", "README.md"}
