@@ -10,7 +10,7 @@ What a network of one's own has to be, and ``refuse_unfit`` finds out at the sta
 - a function of its parameters and inputs alone: nothing random, no buffer that it changes, the same in training and in
   evaluation, so batch statistics are those of the batch at hand;
 - of operations that torch.func differentiates twice under vmap: no norm that is fused, no ``.item()`` and no branch on
-  what is computed. Parameters with ``requires_grad=False`` stay as they are.
+  what is computed. Parameters with ``requires_grad=False`` stay as they are; the others have no gaps in memory.
 """
 
 from collections.abc import Iterator, Sequence

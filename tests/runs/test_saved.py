@@ -2,7 +2,7 @@
 
 ``tests/data`` holds what that version wrote, on a CPU with AVX-512; ``predictions.json`` is what its ``meta_exp.load``
 predicted on the task of ``new_task``: images one by one, each behind those of the task's support. Elsewhere the last
-digits may differ.
+digits may differ, and where norms are summed, which today are in another order, the last one of float32.
 """
 
 import json
@@ -48,7 +48,8 @@ def same(found, expected, made_by):
     amd = cpuinfo.is_file() and "AuthenticAMD" in cpuinfo.read_text()
     here = (version("torch"), torch.backends.cpu.get_cpu_capability(), amd)
     if here == (made_by["version/torch"], "AVX512", True):
-        return np.array_equal(found, expected, equal_nan=True)
+        digits = 1e-6 if made_by["dataset"] == "omniglot" else 0.0
+        return np.allclose(found, expected, rtol=digits, atol=0, equal_nan=True)
     return np.allclose(found, expected, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
