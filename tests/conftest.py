@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import warnings
@@ -14,6 +15,9 @@ if sys.dont_write_bytecode:  # each process would compile all that it imports, f
     sys.dont_write_bytecode, sys.pycache_prefix = False, bytecode.name
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ["PYTHONPYCACHEPREFIX"] = bytecode.name
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read as NumPy is imported: its threads spin while they wait
 
