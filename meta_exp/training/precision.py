@@ -1,9 +1,12 @@
-"""Float32 products of matrices by oneDNN on CPUs, where it keeps their precision.
+"""Float32 products as precise as they are asked for: also convolutions' on GPUs, and by oneDNN on CPUs.
 
-PyTorch takes them by MKL, which on AMD's processors uses half of the width of AVX-512: 100 GFLOP/s a core where oneDNN
-reaches 200. oneDNN may take them once PyTorch's precision is ``medium``, which permits bf16 inside. Only processors
-with units for products of bf16 matrices make use of that; the others compute in float32 all the same, which a trial
-shows. Small products, as those of a perceptron on curves, are faster by MKL everywhere.
+PyTorch lets a GPU take convolutions in TF32 unless it is told otherwise, whatever the precision of products of matrices
+is, and add up their derivatives in any order. Here they follow that precision, and give the same bits each time.
+
+On CPUs PyTorch takes them by MKL, which on AMD's processors uses half of the width of AVX-512: 100 GFLOP/s a core where
+oneDNN reaches 200. oneDNN may take them once PyTorch's precision is ``medium``, which permits bf16 inside. Only
+processors with units for products of bf16 matrices make use of that; the others compute in float32 all the same, which
+a trial shows. Small products, as those of a perceptron on curves, are faster by MKL everywhere.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,8 @@ FLOAT32 = 2e-6  # relative to the sum of absolute terms: float32 errs by a tenth
 def set_precision(precision: str, images: bool) -> None:
     """Set PyTorch's precision of products; ``highest``, on images, lets oneDNN take those that stay as precise."""
     torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+    torch.backends.cudnn.deterministic = True
     if precision == "highest" and images and not torch.cuda.is_available():
         torch.set_float32_matmul_precision("medium")
         if not precise(torch.matmul):
