@@ -2,9 +2,9 @@ r"""Convolution with weights of each task's own.
 
     y[n, o, p] = sum_i w[o, i] a[n, i, p] + b[o],    a[n, :, p] = the patch of x[n] at position p
 
-vmap makes one convolution of as many groups as there are tasks, which CPUs are slow at, and slower at its derivatives.
-There the sum is taken as the product that it is, over patches whose channels are last, if the code is compiled: the
-patches are then gathered in one loop, while step by step they cost more than they save.
+vmap makes one convolution of as many groups as there are tasks, which processors are slow at, and slower at its
+derivatives. In compiled code the sum is taken as the product that it is, over patches whose channels are last: they are
+gathered in one loop there, while step by step they cost more than they save. A GPU gives the same bits each time then.
 """
 
 import torch
@@ -29,7 +29,7 @@ class Conv2d(nn.Conv2d):
     def prefers_patches(self, x: Tensor) -> bool:
         """Whether a product with the patches of images of this size is faster, here and now."""
         few = self.in_channels == 1 or self.stride[0] > 1 or x.shape[-1] <= SMALL
-        return few and x.device.type == "cpu" and torch.compiler.is_compiling()
+        return few and torch.compiler.is_compiling()
 
     def by_patches(self, x: Tensor) -> Tensor:
         """Convolve as a product of patches with the weights [O, size^2 I]."""

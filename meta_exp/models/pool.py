@@ -2,10 +2,10 @@ r"""Max-pooling over windows of 2 x 2.
 
     y[n, c, i, j] = max x[n, c, 2 i : 2 i + 2, 2 j : 2 j + 2]
 
-The derivative of PyTorch's scatters by indices that it kept, and compiled for a CPU takes longer than the convolution
-before it. There the place of the maximum is found by comparisons, and the derivative is a mask of the whole image: that
-of a slice asks at each pixel whether it was in it. Both take the first of equal values, row by row, and keep what is
-not a number.
+The derivative of PyTorch's scatters by indices that it kept. Compiled for a CPU that takes longer than the convolution
+before it, on a GPU it adds up in any order, and of images whose channels are last vmap has none. Where code is compiled
+the place of the maximum is found by comparisons, and the derivative is a mask of the whole image: that of a slice asks
+at each pixel whether it was in it. Both take the first of equal values, row by row, and keep what is not a number.
 """
 
 import torch
@@ -20,7 +20,7 @@ class MaxPool2d(nn.MaxPool2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool, by whichever way is faster."""
-        return by_comparisons(x) if x.device.type == "cpu" and torch.compiler.is_compiling() else super().forward(x)
+        return by_comparisons(x) if torch.compiler.is_compiling() else super().forward(x)
 
 
 def by_comparisons(x: Tensor) -> Tensor:
