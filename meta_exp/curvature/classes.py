@@ -23,6 +23,7 @@ from meta_exp.curvature.base import Posterior
 from meta_exp.curvature.mode import DualNoise
 from meta_exp.curvature.newton import Solver, find_mode
 from meta_exp.curvature.rows import to_matrix, to_params
+from meta_exp.curvature.spectrum import solve
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
 
@@ -48,7 +49,7 @@ class ClassSolver(Solver):
         """Return E v - E R (sum_c E_c)^-1 R^T E v for v [N C, k]."""
         by_class = v.unflatten(0, (len(self.kernel), -1)).transpose(0, 1)
         each = self.blocks @ by_class
-        shared = torch.cholesky_solve(each.sum(0), self.total)
+        shared = solve(self.total, each.sum(0))
         return (each - self.blocks @ shared).transpose(0, 1).flatten(0, 1)
 
     def explained(self, cross: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from meta_exp.adaptation import Params
 from meta_exp.curvature.base import Curvature, Posterior, draw_normal
 from meta_exp.curvature.mode import DualNoise, ModePosterior
 from meta_exp.curvature.rows import Directions, Jacobian, OutputsRows, Rows, identity_directions, to_matrix, to_params
-from meta_exp.curvature.spectrum import cholesky
+from meta_exp.curvature.spectrum import cholesky, solve
 from meta_exp.hyper import Hyper
 from meta_exp.likelihoods import Likelihood
 from meta_exp.tasks.episode import Examples
@@ -46,7 +46,7 @@ class DualPosterior(Posterior):
         w = {name: eps / self.tau.to(eps.dtype).sqrt() for name, eps in noise.prior.items()}
         matrices = {name: to_matrix(self.layers[name], w, name) for name in self.rows}
         projected = sum(block.apply(matrices[name]) for name, block in self.rows.items()) + noise.data
-        weights = torch.cholesky_solve(projected.double()[:, None], self.factor)[:, 0] / self.tau
+        weights = solve(self.factor, projected.double()[:, None])[:, 0] / self.tau
         delta: Params = {}
         for name, block in self.rows.items():
             update = matrices[name] - block.combine(weights.to(matrices[name].dtype))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from meta_exp.curvature.spectrum import cholesky
+from meta_exp.curvature.spectrum import cholesky, solve
 from meta_exp.likelihoods import Likelihood
 
 NEWTON_STEPS = 16  # converge quadratically; classes take four, under a very weak prior ten or more
@@ -58,7 +58,7 @@ class DenseSolver(Solver):
 
     def apply(self, v: Tensor) -> Tensor:
         """Return S M^-1 S^T v."""
-        solved = torch.cholesky_solve(self._down(v), self.factor).unflatten(0, (len(self.root), -1))
+        solved = solve(self.factor, self._down(v)).unflatten(0, (len(self.root), -1))
         return torch.einsum("ncq,nqk->nck", self.root, solved).flatten(0, 1)
 
     def half(self, v: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class DenseSolver(Solver):
 
     def draw(self, v: Tensor, xi: Tensor) -> Tensor:
         """Return S M^-1 (S^T v + xi)."""
-        solved = torch.cholesky_solve(self._down(v[:, None]) + xi[:, None], self.factor)
+        solved = solve(self.factor, self._down(v[:, None]) + xi[:, None])
         return torch.einsum("ncq,nq->nc", self.root, solved.view(len(self.root), -1)).flatten()
 
     def log_det(self) -> Tensor:

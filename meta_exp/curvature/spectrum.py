@@ -1,4 +1,4 @@
-"""Cholesky factors and eigenvalues in float64, with NaN where there is none to give.
+"""Cholesky factors, what they solve, and eigenvalues in float64, with NaN where there is none to give.
 
 NaN goes on to the objective then, whose guard names the remedy, and to the scores, which name the task; LAPACK would
 raise, or say nothing. Gradients go through eigenvalues alone, never through eigenvectors, so that repeated eigenvalues
@@ -18,6 +18,14 @@ def cholesky(matrix: Tensor) -> Tensor:
     """
     factor = torch.linalg.cholesky_ex(matrix).L
     return factor.masked_fill(~(factor.diagonal().amin() >= 0.5), torch.nan)
+
+
+def solve(factor: Tensor, b: Tensor) -> Tensor:
+    """Return (L L^T)^-1 b for a Cholesky factor L and b [n, k]."""
+    if factor.device.type == "cpu":
+        return torch.cholesky_solve(b, factor)
+    half = torch.linalg.solve_triangular(factor, b, upper=False)  # MAGMA's, of batches on a GPU, fits in no CUDA graph
+    return torch.linalg.solve_triangular(factor.mT, half, upper=True)
 
 
 def eigenvalues(x: Tensor) -> Tensor:

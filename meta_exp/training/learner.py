@@ -119,7 +119,8 @@ class Learner(LightningModule):
         """Return theta and the learned hyper-parameters, detached, by name; parameters that are frozen are left out."""
         theta = {name: value.detach() for name, value in self._theta.items()}
         hyper = {name: self.hyper[_key(name)].detach() for name in self.learned} | self._tuned
-        return Meta(theta, hyper, progress=torch.tensor(progress))
+        # filled where it is: a copy from the CPU would wait for all that a GPU has to do before
+        return Meta(theta, hyper, progress=torch.full((), progress, device=self.device))
 
     def shown(self) -> dict[str, float]:
         """Return what was learned beside theta, by the names that people know."""

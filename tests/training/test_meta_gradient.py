@@ -19,6 +19,7 @@ from oracles import (
     task,
 )
 from torch.func import grad
+from torch.utils._pytree import tree_map_only
 
 from meta_exp.adaptation import Meta
 from meta_exp.algorithms import LLAMA, MAML
@@ -76,6 +77,31 @@ def test_compiled_convolutional_network(chunk_size):
         torch.optim.Adam(copies.values(), lr=0.1, eps=1.0, fused=fused).step()
         moved[fused] = copies
     assert_equal(moved[True], moved[False])
+
+
+@pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("kind", ["stride", "max_pool", "ggn", "kfac"])
+def test_compiled_on_a_gpu(kind, chunk_size, caplog):
+    """Three calls: compiled, recorded as a graph where that can be, and started as one."""
+    caplog.set_level(logging.INFO)
+    if kind in ("ggn", "kfac"):
+        model, likelihood, shape = mlp(outputs=2), Gaussian(0.5), (2,)
+        curvature = {"ggn": GGN, "kfac": KFAC}[kind](model, shape, 0.3)
+        algorithm = LLAMA(model=model, likelihood=likelihood, curvature=curvature, inner_lr=0.1, eta=0.5)
+    else:
+        model, likelihood, shape = conv4(downsample=kind), Categorical(), image_shape(kind)
+        algorithm = MAML(model=model, likelihood=likelihood, inner_lr=0.1, inner_steps=2)
+    batches = [episodes(likelihood, shape, 2, tasks=4, seed=seed) for seed in range(3)]
+    expected = [MetaGradient(algorithm)(Meta(initial(model), {}), batch) for batch in batches]
+    model.cuda()
+    gradient = MetaGradient(algorithm, chunk_size)
+    gradient.compile()
+    meta, batches = tree_map_only(torch.Tensor, lambda value: value.cuda(), (Meta(initial(model), {}), batches))
+    found = [gradient(meta, batch) for batch in batches]
+    assert_equal(tree_map_only(torch.Tensor, lambda value: value.cpu(), found), expected)
+    assert kind == "kfac" or "no CUDA graph" not in caplog.text  # its eigenvalues wait for a value
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
