@@ -20,6 +20,7 @@ CONF = Path(__file__).parents[1] / "conf"
 OPTIONS = sorted(f"{file.parent.name}={file.stem}" for file in CONF.glob("*/*.yaml") if file.parent.name != "hydra")
 NEEDS = {  # an option that does not go with the default experiment, and what it goes with
     "curvature=none": ["algorithm=maml"],
+    "trainer=gpu": ["trainer.accelerator=auto"],
     "model=conv4": ["dataset=omniglot"],
     "model=conv4_small": ["dataset=omniglot"],
     "model=conv4_mini_imagenet": ["dataset=mini_imagenet"],
@@ -261,6 +262,14 @@ def test_a_smoke_run_of_an_experiment_is_a_smoke_run(config):
     assert config("experiment=omniglot_5way_1shot", "trainer=smoke").trainer.max_steps == 4
     assert config("experiment=omniglot_5way_1shot", "trainer=smoke", "trainer.max_steps=9").trainer.max_steps == 9
     assert config().trainer.max_steps == 10000
+
+
+def test_a_gpu_takes_all_tasks_at_once(config):
+    """Also of an experiment that names a chunk, whose length and rates stay."""
+    preset = config("experiment=omniglot_20way_1shot_paper")
+    cfg = config("experiment=omniglot_20way_1shot_paper", "trainer=gpu")
+    assert (preset.chunk_size, cfg.chunk_size, cfg.trainer.accelerator) == (2, None, "gpu")
+    assert (cfg.trainer.max_steps, cfg.algorithm) == (preset.trainer.max_steps, preset.algorithm)
 
 
 def test_a_curvature_with_maml_is_for_evaluation(config):
