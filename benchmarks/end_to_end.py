@@ -15,7 +15,7 @@ from typing import Any
 
 import learn2learn as l2l
 import torch
-from measure import Step, Times, composed
+from measure import DEVICE, Step, Times, composed, finish
 from omegaconf import DictConfig, OmegaConf
 from peer import Peer
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -42,10 +42,12 @@ class Turns(Callback):
         """End our block, and time theirs."""
         if trainer.global_step % self.steps:
             return
+        finish()
         now = time.perf_counter()
         self.times["ours"].append((now - self.resumed) / self.steps)
         for _ in range(self.their_steps):
             self.take()
+        finish()
         self.resumed = time.perf_counter()
         self.times["learn2learn"].append((self.resumed - now) / self.their_steps)
 
@@ -70,14 +72,14 @@ def train(overrides: Sequence[str], blocks: int, steps: int, their_steps: int) -
 
 def their_loop(cfg: DictConfig, run: Run) -> Step:
     """Return an iteration of learn2learn's loop on the same tasks, with the same optimizer."""
-    peer = Peer(run.learner)
+    peer = Peer(run.learner.to(DEVICE))
     optimizer = torch.optim.Adam(peer.maml.parameters(), lr=cfg.optimizer.lr)
     draw = drawings(cfg) if run.family.classes else curves(run.family)
 
     def iteration() -> None:
         optimizer.zero_grad()
         for task in draw():
-            peer.backward(*task)
+            peer.backward(*(part.to(DEVICE) for part in task))
         peer.mean_gradient(run.family.meta_batch)
         optimizer.step()
 

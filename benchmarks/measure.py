@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
+from torch.utils._pytree import tree_map
 
 from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build_learner, resolve
@@ -22,6 +23,7 @@ from meta_exp.training.learner import Learner
 from meta_exp.training.precision import set_precision
 
 CONF = Path(__file__).parents[1] / "conf"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TURN_S = 0.05  # a turn holds as many calls as fill it: a step of a millisecond is not timed with cold caches
 Step = Callable[[], object]
 keep_freed_memory()  # as train.py does; learn2learn's side has the same process and the same gain
@@ -30,8 +32,9 @@ Times = dict[str, list[float]]
 
 def composed(overrides: Sequence[str]) -> DictConfig:
     """Compose train.yaml with overrides, as train.py does."""
+    device = ["trainer=gpu"] if DEVICE.type == "cuda" else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", ["logger=none", "evaluation_steps=10", *overrides], return_hydra_config=True)
+        cfg = compose("train", ["logger=none", "evaluation_steps=10", *device, *overrides], return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -51,7 +54,8 @@ def built(overrides: Sequence[str], compiled: bool = False) -> tuple[Learner, Ep
     learner = build_learner(cfg, family)
     if compiled:
         learner.gradient.compile()
-    return learner, random_batch(cfg.dataset, family)
+    batch = random_batch(cfg.dataset, family)
+    return learner.to(DEVICE), tree_map(lambda value: value.to(DEVICE), batch)
 
 
 def random_batch(dataset: DictConfig, family: TaskFamily) -> Episode:
@@ -101,14 +105,24 @@ def ratios(times: Times, one: str, other: str) -> list[float]:
     return [a / b for a, b in zip(times[one], times[other], strict=True)]
 
 
+def finish() -> None:
+    """Wait for what a GPU still has to do."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def conditions() -> str:
     """Say what the figures were measured under."""
     load = os.getloadavg()[0]
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, load {load:.1f}"
+    gpu = f"{torch.cuda.get_device_name()}, " if DEVICE.type == "cuda" else ""
+    return (
+        f"{gpu}torch {torch.__version__}, {torch.get_num_threads()} threads on {os.cpu_count()} cores, load {load:.1f}"
+    )
 
 
 def _seconds(step: Step, calls: int, clock: Callable[[], float]) -> float:
     started = clock()
     for _ in range(calls):
         step()
+    finish()
     return (clock() - started) / calls

@@ -65,7 +65,7 @@ def plain(model: nn.Module) -> nn.Sequential:
             pools = [] if model.average else [nn.MaxPool2d(2)]
             layers += [convolution, nn.BatchNorm2d(filters, track_running_stats=False), nn.ReLU(), *pools]
         layers.append(l2l.nn.Lambda(lambda x: x.mean((2, 3))) if model.average else nn.Flatten())
-    network = nn.Sequential(*layers, nn.Linear(features, outputs)).to(next(model.parameters()).dtype)
+    network = nn.Sequential(*layers, nn.Linear(features, outputs)).to(next(model.parameters()))
     with torch.no_grad():
         for ours, theirs in zip(model.parameters(), network.parameters(), strict=True):
             theirs.copy_(ours)
