@@ -43,7 +43,7 @@ def fit(
         steps: of the optimizer.
         seed: of the training tasks, and of the weights where a class is given.
         calibrate: fit noise or temperature, and tau, to validation tasks, and find thresholds of conformal intervals.
-        device: where the predictor computes; ``trainer.accelerator=gpu`` trains on another.
+        device: where the predictor computes; it trains on a GPU where there is one, as ``trainer.accelerator`` says.
 
     Raises:
         ValueError: something does not fit, in one line.

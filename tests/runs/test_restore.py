@@ -33,7 +33,7 @@ def edit(folder, change):
 def test_the_learner_is_the_one_that_was_tested(sinusoid_run):
     run = open_run(sinusoid_run)
     theta = run.learner.meta().theta
-    best = torch.load(sinusoid_run / "best.ckpt", weights_only=True)["state_dict"]
+    best = torch.load(sinusoid_run / "best.ckpt", map_location="cpu", weights_only=True)["state_dict"]
     assert all(torch.equal(value, best[f"model.{name}"]) for name, value in theta.items())
     assert run.metrics["test/tasks"] == 20
     assert not run.learner.training

@@ -114,7 +114,9 @@ def test_one_that_was_killed_goes_on_to_the_weights_of_one_that_was_not(tmp_path
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 25
     train(compose_run(folder, *overrides(killed), "calibrate=null"))  # as trained, which is what the whole one has
     made_by = json.loads((whole / "metrics.json").read_text())
-    found, expected = (torch.load(place / "best.ckpt", weights_only=True) for place in (folder, whole))
+    found, expected = (
+        torch.load(place / "best.ckpt", map_location="cpu", weights_only=True) for place in (folder, whole)
+    )
     assert found["global_step"] == expected["global_step"] == 40
     for name, value in expected["state_dict"].items():
         assert same(found["state_dict"][name].numpy(), value.numpy(), made_by)
