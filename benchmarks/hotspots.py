@@ -63,7 +63,7 @@ def operators(step: Step, title: str, top: int) -> Table:
     """Return the operators that take the most time themselves."""
     for _ in range(2):
         step()
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:  # versions before 2.12 warn else
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:  # else PyTorch 2.11 warns
         for _ in range(CALLS):
             step()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
