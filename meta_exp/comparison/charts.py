@@ -104,7 +104,8 @@ def _inner_steps(configurations: Sequence[Configuration]) -> Iterator[Chart]:
                 curves.append(Curve(words, [0.0, last], [best.mean] * 2, group=i, dashed=True))
         name = title(metric)
         axes = f"{name} by inner steps", "inner steps", f"test {name}"
-        yield Chart(f"steps_{metric}", *axes, curves, x_axis=Axis(whole=True))
+        if last:  # else nobody takes a step
+            yield Chart(f"steps_{metric}", *axes, curves, x_axis=Axis(whole=True))
 
 
 def _calibration(configurations: Sequence[Configuration]) -> Iterator[Chart]:

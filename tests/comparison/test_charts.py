@@ -61,6 +61,7 @@ def test_the_best_possible_is_a_line_of_its_own():
     del without_steps.scores.each["map/mse_step_1"]
     curves = found(without_steps, regression(0, 0.5, best=True))["steps_mse"].curves
     assert [curve.x for curve in curves] == [[0], [0, 1], [0, 1]], "beside one that takes no steps too"
+    assert "steps_mse" not in found(without_steps), "by itself it has nothing to show by steps"
     assert drawn["coverage_bayes"].bars[0].y == pytest.approx([0.05] * 20)
     assert drawn["sweep_eta_regret"].curves[0].y == pytest.approx([0.45, 0.45])
     assert drawn["conformal_map"].curves[0].x == [0.5, 0.8, 0.9, 0.95]
