@@ -69,8 +69,8 @@ def load(
     Args:
         folder: of the run, as train.py made it, or meta-exp/NAME for one that comes with the package.
         overrides: in Hydra's grammar, for example ``["curvature=last_layer"]``, which gives a run of MAML a posterior.
-        device: where to compute; posterior draws are the same on each. On a GPU PyTorch takes convolutions in TF32, which
-            evaluate.py does not, until ``torch.backends.cudnn.allow_tf32`` is False.
+        device: where to compute; posterior draws are the same on each. On a GPU PyTorch takes convolutions in TF32,
+            which evaluate.py does not, until ``torch.backends.cudnn.allow_tf32`` is False.
         trust: modules of your own whose classes the run's config may name; they are imported.
         model: the network, of a predictor that was fitted to one that no config can build; it stays as it is.
 
