@@ -3,9 +3,10 @@ r"""Max-pooling over windows of 2 x 2.
     y[n, c, i, j] = max x[n, c, 2 i : 2 i + 2, 2 j : 2 j + 2]
 
 The derivative of PyTorch's scatters by indices that it kept. Compiled for a CPU that takes longer than the convolution
-before it, on a GPU it adds up in any order, and of images whose channels are last vmap has none. Where code is compiled
-the place of the maximum is found by comparisons, and the derivative is a mask of the whole image: that of a slice asks
-at each pixel whether it was in it. Both take the first of equal values, row by row, and keep what is not a number.
+before it, on a GPU it adds up in any order, and of images whose channels are last vmap has none in PyTorch 2.11. Where
+code is compiled the place of the maximum is found by comparisons, and the derivative is a mask of the whole image: that
+of a slice asks at each pixel whether it was in it. Both take the first of equal values, row by row, and keep what is
+not a number.
 """
 
 import torch
