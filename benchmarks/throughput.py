@@ -20,6 +20,7 @@ from rich.table import Table
 # fixed at sigma^2 = 1/2, where -log p is the sum of squares, as learn2learn's users write it
 SINUSOID = ["dataset=sinusoid", "likelihood.learned=false", "likelihood.sigma_noise=0.7071067811865476"]
 OMNIGLOT = ["dataset=omniglot", "dataset.meta_batch=32"]
+A_TASK_A_CORE = ["chunk_size=2"] if DEVICE.type == "cpu" else []  # of two
 CASES = {  # overrides
     "sinusoid": SINUSOID,
     "sinusoid_5_steps": [*SINUSOID, "algorithm.inner_steps=5"],
@@ -32,9 +33,9 @@ CASES = {  # overrides
         "dataset.meta_batch=16",
         "algorithm.inner_steps=5",
         "algorithm.inner_lr=0.1",
-        *(["chunk_size=2"] if DEVICE.type == "cpu" else []),  # a task a core
+        *A_TASK_A_CORE,
     ],
-    "mini_imagenet_5way_1shot": ["dataset=mini_imagenet"],
+    "mini_imagenet_5way_1shot": ["dataset=mini_imagenet", *A_TASK_A_CORE],
 }
 ROWS = {"maml": ["algorithm=maml"], "first_order": ["algorithm=maml", "algorithm.first_order=true"]}
 DEAR = ("ggn", "diagonal")  # with batch statistics

@@ -5,8 +5,9 @@ r"""Max-pooling over windows of 2 x 2.
 The derivative of PyTorch's scatters by indices that it kept. Compiled for a CPU that takes longer than the convolution
 before it, on a GPU it adds up in any order, and of images whose channels are last vmap has none in PyTorch 2.11. Where
 code is compiled the place of the maximum is found by comparisons, and the derivative is a mask of the whole image: that
-of a slice asks at each pixel whether it was in it. Both take the first of equal values, row by row, and keep what is
-not a number.
+of a slice asks at each pixel whether it was in it. Channels are last in all of it, as compiled convolutions leave them
+on a CPU: a mask in another order is made number by number. Both ways take the first of equal values, row by row, and
+keep what is not a number.
 """
 
 import torch
@@ -26,15 +27,16 @@ class MaxPool2d(nn.MaxPool2d):
 
 def by_comparisons(x: Tensor) -> Tensor:
     """Pool by the place of each window's maximum, which is found by comparisons and not differentiated."""
-    height, width = (side // 2 * 2 for side in x.shape[-2:])
-    windows = x[..., :height, :width].unflatten(-1, (-1, 2)).unflatten(-3, (-1, 2))  # [..., H / 2, 2, W / 2, 2]
+    x = x.movedim(1, -1)
+    height, width = (side // 2 * 2 for side in x.shape[1:3])
+    windows = x[:, :height, :width].unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [N, H / 2, 2, W / 2, 2, channels]
     seen = windows.detach()
-    most = seen[..., 0, :, 0]
+    most = seen[:, :, 0, :, 0]
     place = torch.zeros_like(most)
     for number, (i, j) in enumerate([(0, 1), (1, 0), (1, 1)], 1):
-        other = seen[..., i, :, j]
+        other = seen[:, :, i, :, j]
         larger = (other > most) | other.ne(other)  # isnan is taken number by number when compiled
         most = torch.where(larger, other, most)
         place = torch.where(larger, float(number), place)
-    places = torch.arange(4, device=x.device, dtype=x.dtype).view(2, 1, 2)
-    return torch.where(place[..., None, :, None] == places, windows, 0.0).sum((-3, -1))
+    places = torch.arange(4, device=x.device, dtype=x.dtype).view(2, 1, 2, 1)
+    return torch.where(place[:, :, None, :, None] == places, windows, 0.0).sum((2, 4)).movedim(-1, 1)

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
-from torch.nn import Module
+from torch.nn import MaxPool2d, Module
 from torch.utils._pytree import tree_map, tree_map_only
 
 from meta_exp.adaptation import Meta, Params, whole_path
@@ -247,6 +247,9 @@ class MetaGradient:
         if episodes.query.y.device.type == "cpu":
             # the body apart from the loops it calls: to optimise five steps' worth of it takes a C++ compiler minutes
             options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
+            if any(isinstance(part, MaxPool2d) for part in self.algorithm.model.modules()):
+                # a sum of few terms is else written out in each loop that reads it, and what then reads much is stored
+                options["unroll_reductions_threshold"] = 1
         if self._cores(episodes) > 1:
             options["cpp.threads"] = 1
         compiled = torch.compile(method, dynamic=False, options=options)
