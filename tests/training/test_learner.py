@@ -4,10 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from oracles import assert_equal, episodes
 
+from meta_exp.algorithms import LLAMA, PLATIPUS
+from meta_exp.curvature import KFAC
+from meta_exp.likelihoods import Categorical
+from meta_exp.models import Conv4
 from meta_exp.runs.build import build
+from meta_exp.tasks.foreign import Foreign
 from meta_exp.tasks.stream import draw_batch
-from meta_exp.training.learner import TRAINING
+from meta_exp.training.learner import TRAINING, Learner
 
 REPO = Path(__file__).parents[2]
 TINY = ["trainer=smoke", "logger=none", "model.widths=[8,8]", "dataset.meta_batch=6"]
@@ -60,6 +66,25 @@ def test_clipping_sees_the_meta_gradient(config):
     run.trainer.fit(run.learner, run.stream)
     moved = torch.cat([p.detach().flatten() for p in run.learner.parameters()]) - before
     assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("curvature", [KFAC, None])
+def test_one_task_at_a_time_has_the_scores_of_all_together(curvature):
+    """Of images, with foreign ones, draws from the posterior, or a noise that each task's path has."""
+    shape = 3, 16, 16
+    model = Conv4(shape, 3, filters=2, downsample="max_pool").double()
+    settings = {"model": model, "likelihood": Categorical(), "inner_lr": 0.1}
+    algorithm = LLAMA(**settings, curvature=curvature(model, shape)) if curvature else PLATIPUS(**settings, particles=2)
+    batch = episodes(Categorical(), shape, 3, tasks=3)
+    foreign = Foreign(torch.rand_like(batch.query.x), torch.tensor([True, False, True]).expand(3, 3))
+
+    def scores(chunk_size):
+        learner = Learner(algorithm, torch.optim.Adam, samples=2, chunk_size=chunk_size)
+        return learner.evaluate(batch, 2, learner.predictives, foreign=foreign)
+
+    one, all_together = scores(1), scores(None)
+    assert one.pooled
+    assert_equal(one, all_together)
 
 
 def test_same_seed_same_weights(config):

@@ -59,10 +59,10 @@ def test_checkpointed_steps_on_a_convolutional_network(first_order):
 
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
-@pytest.mark.parametrize("chunk_size", [None, 1])
-def test_compiled_convolutional_network(chunk_size):
+@pytest.mark.parametrize(("downsample", "chunk_size"), [("stride", None), ("stride", 1), ("max_pool", None)])
+def test_compiled_convolutional_network(downsample, chunk_size):
     """It takes other forms of the convolution when it is compiled, and its gradients go with a fused optimiser."""
-    model, batch = conv4(), episodes(Categorical(), image_shape("stride"), 3, tasks=2)
+    model, batch = conv4(downsample=downsample), episodes(Categorical(), image_shape(downsample), 3, tasks=2)
     algorithm = MAML(model=model, likelihood=Categorical(), inner_lr=0.1)
     compiled = MetaGradient(algorithm, chunk_size)
     compiled.compile()
