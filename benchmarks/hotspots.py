@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
+import torch._inductor.config
 from measure import Step, built, conditions, in_turns, middle
 from rich.console import Console
 from rich.table import Table
@@ -44,7 +45,9 @@ def main() -> None:
             overrides, compiled = [*CASES[case], "algorithm=maml", *chunk], form == "compiled"
             torch.set_num_threads(1)  # the profiler does not look into the threads that compiled code is shared among
             learner, batch = built(overrides, compiled)
-            console.print(operators(partial(learner.meta_gradient, batch), f"{case}, {form}, one core", arguments.top))
+            step = partial(learner.meta_gradient, batch)
+            with torch._inductor.config.patch({"cpp.enable_kernel_profile": True}):  # else it is all one operator
+                console.print(operators(step, f"{case}, {form}, one core", arguments.top))
             torch.set_num_threads(threads)
             learner, batch = built(overrides, compiled)
             steps[form] = partial(learner.meta_gradient, batch)
