@@ -32,13 +32,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
-from torch.nn import MaxPool2d, Module
+from torch.nn import Module
 from torch.utils._pytree import tree_map, tree_map_only
 
 from meta_exp.adaptation import Meta, Params, whole_path
 from meta_exp.algorithms import Algorithm, Logs
 from meta_exp.config.checks import is_out_of_memory, require
 from meta_exp.hyper import Hyper
+from meta_exp.models.pool import MaxPool2d
 from meta_exp.tasks.episode import Episode
 from meta_exp.training.cuda_graph import CudaGraph
 
