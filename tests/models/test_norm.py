@@ -8,6 +8,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves
 
 from meta_exp.models import BatchNorm, GroupNorm
+from meta_exp.models.norm import Affine, group_norm_by_sums
 
 SHAPES = [(5, 4), (3, 4, 2, 3)]
 
@@ -18,6 +19,18 @@ def fused_batch_norm(x, weight, bias):
 
 def fused_group_norm(x, weight, bias):
     return F.group_norm(x, 2, weight, bias)
+
+
+class CompiledGroupNorm(torch.nn.Module):
+    """Group norm in the form that compiled code takes."""
+
+    def __init__(self, channels, groups):
+        super().__init__()
+        self.groups = groups
+        self.affine = Affine(channels)
+
+    def forward(self, x):
+        return self.affine(group_norm_by_sums(x, self.groups, eps=1e-5))
 
 
 def call(norm):
@@ -40,7 +53,12 @@ def random_inputs(shape, seed=0):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(
-    ("ours", "fused"), [(BatchNorm(4), fused_batch_norm), (GroupNorm(4, groups=2), fused_group_norm)]
+    ("ours", "fused"),
+    [
+        (BatchNorm(4), fused_batch_norm),
+        (GroupNorm(4, groups=2), fused_group_norm),
+        (CompiledGroupNorm(4, groups=2), fused_group_norm),
+    ],
 )
 def test_value_and_derivatives(ours, fused, shape):
     """Value, first and second derivatives in x, gamma and beta equal PyTorch's in a plain autograd loop."""
@@ -50,7 +68,7 @@ def test_value_and_derivatives(ours, fused, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("norm", [BatchNorm(4), GroupNorm(4, groups=2)])
+@pytest.mark.parametrize("norm", [BatchNorm(4), GroupNorm(4, groups=2), CompiledGroupNorm(4, groups=2)])
 def test_derivatives_by_differences(norm, shape):
     """First, second and third derivatives equal finite differences (PyTorch's batch norm has no third at all)."""
 
@@ -63,7 +81,7 @@ def test_derivatives_by_differences(norm, shape):
     assert torch.autograd.gradgradcheck(first, inputs, atol=1e-4)
 
 
-@pytest.mark.parametrize("norm", [BatchNorm(4), GroupNorm(4, groups=2)])
+@pytest.mark.parametrize("norm", [BatchNorm(4), GroupNorm(4, groups=2), CompiledGroupNorm(4, groups=2)])
 def test_second_order_under_vmap(norm):
     """The gradient of a squared gradient, gamma and beta adapted: vmap over tasks equals the tasks one by one."""
 
@@ -85,8 +103,12 @@ def test_refuses_channels_that_do_not_split_into_groups():
 
 @pytest.mark.filterwarnings("ignore")  # deprecations inside PyTorch's compiler
 @pytest.mark.usefixtures("one_source")
+@pytest.mark.parametrize(
+    ("norm", "error"),  # found: 7e-7, 2e-6 in one sum for all images; 1.3e-6, where PyTorch's group norm has 1e-5
+    [(BatchNorm(16), 1e-6), (GroupNorm(16), 2e-6)],
+)
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_compiled_float32_errs_no_more_than_rounding(memory):
+def test_compiled_float32_errs_no_more_than_rounding(memory, norm, error):
     """Values and derivatives of many images, whose sums would take thousands of numbers one after another."""
     x = torch.randn(20, 16, 14, 14, generator=torch.Generator().manual_seed(0)) + 4
     x, generator = x.contiguous(memory_format=memory), torch.Generator().manual_seed(1)
@@ -94,12 +116,12 @@ def test_compiled_float32_errs_no_more_than_rounding(memory):
 
     def all_of(x, weight, bias, *along):
         def first(*inputs):
-            return grad(lambda *inputs: call(BatchNorm(16))(*inputs).relu().pow(2).mean(), (0, 1, 2))(*inputs)
+            return grad(lambda *inputs: call(norm)(*inputs).relu().pow(2).mean(), (0, 1, 2))(*inputs)
 
         second = grad(lambda *inputs: sum((g * v).sum() for g, v in zip(first(*inputs), along, strict=True)), (0, 1, 2))
-        return call(BatchNorm(16))(x, weight, bias), first(x, weight, bias), second(x, weight, bias)
+        return call(norm)(x, weight, bias), first(x, weight, bias), second(x, weight, bias)
 
     inputs = x, torch.rand(16, generator=generator) + 0.5, torch.rand(16, generator=generator) - 0.5, *along
     exact = tree_leaves(all_of(*(value.double() for value in inputs)))
     for found, expected in zip(tree_leaves(torch.compile(all_of, dynamic=False)(*inputs)), exact, strict=True):
-        assert (found - expected).norm() < 1e-6 * expected.norm()  # found: 5e-7; 2e-6 in one sum for all images
+        assert (found - expected).norm() < error * expected.norm()
