@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map
 
 from meta_exp.config.schema import constructor
 from meta_exp.runs.build import build_learner, resolve
+from meta_exp.runs.train import look_for_gpus_once
 from meta_exp.tasks.episode import Episode, Examples
 from meta_exp.tasks.stream import TaskFamily
 from meta_exp.training.allocator import keep_freed_memory
@@ -26,7 +27,8 @@ CONF = Path(__file__).parents[1] / "conf"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TURN_S = 0.05  # a turn holds as many calls as fill it: a step of a millisecond is not timed with cold caches
 Step = Callable[[], object]
-keep_freed_memory()  # as train.py does; learn2learn's side has the same process and the same gain
+keep_freed_memory()  # as train.py does, and the next; learn2learn's side has the same process and the same gain
+look_for_gpus_once()
 Times = dict[str, list[float]]
 
 
