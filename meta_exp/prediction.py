@@ -61,18 +61,16 @@ def predict(
     if closed and posterior is not None and posterior.at_mode:
         at_mode, covariance = posterior.moments(x)
         return Prediction(at_mode.to(x.dtype)[None], torch.zeros_like(covariance) if kind == "map" else covariance)
-    mean = network(theta_i, x)
     if kind == "map":
-        return mixture(mean[None])
+        return mixture(network(theta_i, x)[None])
     assert posterior is not None
-    if kind == "linearized" and likelihood.closed_form:
-        return Prediction(mean[None], posterior.functional_variance(x))
-
+    if closed:
+        return Prediction(network(theta_i, x)[None], posterior.functional_variance(x))
     linear = kind == "linearized" or posterior.at_mode
 
     def draw(noise: Noise) -> Tensor:
         delta = posterior.sample(noise)
-        return mean + change(network, theta_i, delta, x) if linear else network(moved(theta_i, delta), x)
+        return linearized(network, theta_i, delta, x) if linear else network(moved(theta_i, delta), x)
 
     assert noise is not None
     return mixture(vmap(draw)(noise))
@@ -88,7 +86,8 @@ def moved(theta_i: Params, delta: Params) -> Params:
     return theta_i | {name: theta_i[name] + value for name, value in delta.items()}
 
 
-def change(network: Network, theta_i: Params, delta: Params, x: Tensor) -> Tensor:
-    """Return J(x) delta [M, C], by which the linear model's outputs change with the parameters."""
+def linearized(network: Network, theta_i: Params, delta: Params, x: Tensor) -> Tensor:
+    """Return f(x; theta_i) + J(x) delta [M, C], the linear model's outputs at parameters moved by delta."""
     treated = {name: theta_i[name] for name in delta}
-    return jvp(lambda params: network(theta_i | params, x), (treated,), (delta,))[1]
+    found = jvp(lambda params: network(theta_i | params, x), (treated,), (delta,))  # both in one pass
+    return found[0] + found[1]
