@@ -159,8 +159,11 @@ def take_types(cfg: DictConfig) -> None:
     for group in METHOD:
         if chosen.get(group, True):
             take(cfg[group], _part(cfg, group).keywords)
+    with open_dict(cfg):
+        usual = cfg.pop("default_evaluation_steps", EVALUATION_STEPS)
     if "evaluation_steps" in cfg and cfg.evaluation_steps is None:
-        cfg.evaluation_steps = max(EVALUATION_STEPS, cfg.algorithm.get("inner_steps", 1))
+        require(isinstance(usual, int), "default_evaluation_steps", "an integer >= 1", usual)
+        cfg.evaluation_steps = max(usual, cfg.algorithm.get("inner_steps", 1))
     for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
         take(cfg, from_keys(target, cfg, *keys).keywords)
 

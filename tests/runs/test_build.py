@@ -24,7 +24,7 @@ def test_resolved_once(tmp_path, curvature):
     assert cfg.algorithm.eta == {"ggn": 0.05, "diagonal": 0.01}[curvature]
     assert "${" not in OmegaConf.to_yaml(cfg)
     assert resolve(cfg) == cfg
-    assert list(cfg) == list(composed)
+    assert [*cfg] == [key for key in composed if key != "default_evaluation_steps"]  # which has said what it had to
 
 
 def test_a_given_eta_stays(tmp_path):
@@ -39,6 +39,24 @@ def test_evaluation_takes_as_many_steps_as_training_at_least(tmp_path):
     assert steps() == 10
     assert steps("algorithm.inner_steps=20") == 20
     assert steps("algorithm.inner_steps=20", "evaluation_steps=5") == 5
+
+
+@pytest.mark.parametrize("option", ["dataset=omniglot", "experiment=omniglot_5way_1shot_paper", "experiment=sinusoid"])
+def test_an_algorithm_is_evaluated_by_the_steps_that_its_rates_are_learned_for(tmp_path, option):
+    """Whatever the data set's steps are, which are for rates that serve any step, and at least those of training."""
+
+    def steps(*overrides):
+        return resolve(compose_run(tmp_path, option, *overrides)).evaluation_steps
+
+    usual = 10 if option == "experiment=sinusoid" else 3
+    assert steps("algorithm=maml") == usual
+    assert steps("algorithm=maml", "algorithm.inner_steps=20") == 20
+    assert steps("algorithm=meta_sgd", "algorithm.inner_steps=2") == 2
+    assert steps("algorithm=maml_plus_plus", "algorithm.inner_steps=6") == 6
+    assert steps("algorithm=maml_plus_plus", "algorithm.inner_steps=6", "evaluation_steps=4") == 4
+    assert steps("algorithm=maml", "default_evaluation_steps=7") == 7
+    with pytest.raises(ValueError, match="default_evaluation_steps: expected an integer >= 1, got many"):
+        steps("algorithm=maml", "default_evaluation_steps=many")
 
 
 @pytest.mark.parametrize(
