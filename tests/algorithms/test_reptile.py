@@ -12,13 +12,14 @@ from meta_exp.training.meta_gradient import MetaGradient
 
 
 def by_the_paper(algorithm, theta, batch):
-    """The mean over tasks of theta - theta_i, where theta_i is K steps of gradient descent on the support set."""
+    """The mean over tasks of theta - theta_i after K steps of gradient descent, on support and query set in turn."""
     ways = []
     for i in range(len(batch.query.y)):
-        support = task(batch, i).support
+        sets = task(batch, i)
         params = {name: value.clone().requires_grad_() for name, value in theta.items()}
-        for _ in range(algorithm.inner_steps):
-            loss = algorithm.likelihood.loss(functional_call(algorithm.model, params, (support.x,)), support.y)
+        for k in range(algorithm.inner_steps):
+            x, y = sets[k % 2]
+            loss = algorithm.likelihood.loss(functional_call(algorithm.model, params, (x,)), y)
             gradients = torch.autograd.grad(loss, list(params.values()))
             with torch.no_grad():
                 for value, gradient in zip(params.values(), gradients, strict=True):
@@ -50,7 +51,7 @@ def test_one_step_is_the_gradient_of_the_support_loss():
 
 
 def test_sigma_is_learned_from_the_query_set():
-    """As in MAML at the same theta_i, from which theta itself gets nothing."""
+    """As in MAML after the same steps on the support set, from which theta itself gets nothing."""
     model, batch = mlp(outputs=2), episodes(Gaussian(), (2,), 2)
     settings = {"model": model, "likelihood": Gaussian(0.5, learned=True), "inner_lr": 0.1, "inner_steps": 3}
     reptile, maml = Reptile(**settings), MAML(**settings)
