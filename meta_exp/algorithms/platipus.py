@@ -40,7 +40,8 @@ class PLATIPUS(Particles):
         draws_a_task: starts from q in training.
         first_order: take the gradients of the steps from a start as constants.
         deviation: where s_p and s_q begin.
-        start_lr: where gamma_p and gamma_q begin; None for alpha.
+        start_lr: where gamma_p and gamma_q begin; None for alpha. A large one shows training the labels of the query
+            set, which nothing does where the run is used.
         kl_weight: w.
     """
 
@@ -48,7 +49,7 @@ class PLATIPUS(Particles):
     draws_a_task: int = 1
     first_order: bool = False
     deviation: float = 0.03
-    start_lr: float | None = None
+    start_lr: float | None = 0.01
     kl_weight: float = 0.1
 
     def __post_init__(self) -> None:
