@@ -162,7 +162,7 @@ def take_types(cfg: DictConfig) -> None:
     with open_dict(cfg):
         usual = cfg.pop("default_evaluation_steps", EVALUATION_STEPS)
     if "evaluation_steps" in cfg and cfg.evaluation_steps is None:
-        require(isinstance(usual, int), "default_evaluation_steps", "an integer >= 1", usual)
+        require(isinstance(usual, int) and usual >= 1, "default_evaluation_steps", "an integer >= 1", usual)
         cfg.evaluation_steps = max(usual, cfg.algorithm.get("inner_steps", 1))
     for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
         take(cfg, from_keys(target, cfg, *keys).keywords)

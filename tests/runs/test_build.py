@@ -55,8 +55,9 @@ def test_an_algorithm_is_evaluated_by_the_steps_that_its_rates_are_learned_for(t
     assert steps("algorithm=maml_plus_plus", "algorithm.inner_steps=6") == 6
     assert steps("algorithm=maml_plus_plus", "algorithm.inner_steps=6", "evaluation_steps=4") == 4
     assert steps("algorithm=maml", "default_evaluation_steps=7") == 7
-    with pytest.raises(ValueError, match="default_evaluation_steps: expected an integer >= 1, got many"):
-        steps("algorithm=maml", "default_evaluation_steps=many")
+    for wrong in ("many", "0"):
+        with pytest.raises(ValueError, match=f"default_evaluation_steps: expected an integer >= 1, got {wrong}"):
+            steps("algorithm=maml", f"default_evaluation_steps={wrong}")
 
 
 @pytest.mark.parametrize(
