@@ -204,7 +204,7 @@ def test_a_signal_does_not_wait_for_a_compilation(tmp_path):
 @pytest.mark.parametrize("sweep", [False, True])
 def test_a_terminal_of_80_columns_has_a_bar_with_lines_above_it(tmp_path, sweep):
     """A pseudo-terminal, read to its end; a line of the log begins where no bar stands."""
-    keys = [*SMOKE, "trainer.max_steps=900", "trainer.val_check_interval=100", "model.widths=[4]", "compile=false"]
+    keys = [*SMOKE, "trainer.max_steps=400", "trainer.val_check_interval=100", "model.widths=[4]", "compile=false"]
     keys += ["calibrate=null"]
     command = [sys.executable, str(REPO / "train.py"), *(["-m", "seed=0"] if sweep else []), *keys, "logger=none"]
     terminal, end = pty.openpty()
@@ -224,10 +224,10 @@ def test_a_terminal_of_80_columns_has_a_bar_with_lines_above_it(tmp_path, sweep)
     lines = [line for line in re.split(r"[\r\n]+", shown) if line.strip()]
     bars = [line for line in lines if line.startswith(("━", "╸", "╺"))]
     assert bars
-    assert all(re.match(r"[━╸╺ ]{10} step \d+ of 900", bar) for bar in bars), bars
+    assert all(re.match(r"[━╸╺ ]{10} step \d+ of 400", bar) for bar in bars), bars
     assert any(" left, " in bar for bar in bars)
     assert max(map(len, bars)) <= 80
-    assert any(line.startswith("step 100 of 900, ") for line in lines)
+    assert any(line.startswith("step 100 of 400, ") for line in lines)
 
 
 INTERRUPTED = """
