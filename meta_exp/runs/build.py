@@ -21,7 +21,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from meta_exp import likelihoods
-from meta_exp.config.checks import one_line, require, shown
+from meta_exp.config.checks import one_line, require, require_at_most, shown
 from meta_exp.config.keys import flatten, within
 from meta_exp.config.schema import TARGET, constructor, from_keys, take
 from meta_exp.models import refuse_fused_norms, refuse_repeated_layers, refuse_unfit
@@ -33,7 +33,7 @@ from meta_exp.tasks.stream import TaskFamily, draw_tasks
 from meta_exp.terminal import Screen, plain
 from meta_exp.training.checkpoints import AtomicCheckpoints, Best, Last
 from meta_exp.training.data import TaskStream
-from meta_exp.training.learner import Learner
+from meta_exp.training.learner import STEPS, Learner
 from meta_exp.training.learning_curve import LearningCurve
 from meta_exp.training.loggers import Guarded, Recorder
 from meta_exp.training.precision import set_precision
@@ -162,7 +162,9 @@ def take_types(cfg: DictConfig) -> None:
     with open_dict(cfg):
         usual = cfg.pop("default_evaluation_steps", EVALUATION_STEPS)
     if "evaluation_steps" in cfg and cfg.evaluation_steps is None:
-        require(isinstance(usual, int) and usual >= 1, "default_evaluation_steps", "an integer >= 1", usual)
+        whole = isinstance(usual, int) and not isinstance(usual, bool)
+        require(whole and usual >= 1, "default_evaluation_steps", "an integer >= 1", usual)
+        require_at_most(STEPS, "default_evaluation_steps", usual)
         cfg.evaluation_steps = max(usual, cfg.algorithm.get("inner_steps", 1))
     for target, keys in ((TaskStream, STREAM), (Learner, LEARNER), (_rest, ("name", "calibrate", "matmul_precision"))):
         take(cfg, from_keys(target, cfg, *keys).keywords)

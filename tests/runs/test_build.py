@@ -55,9 +55,11 @@ def test_an_algorithm_is_evaluated_by_the_steps_that_its_rates_are_learned_for(t
     assert steps("algorithm=maml_plus_plus", "algorithm.inner_steps=6") == 6
     assert steps("algorithm=maml_plus_plus", "algorithm.inner_steps=6", "evaluation_steps=4") == 4
     assert steps("algorithm=maml", "default_evaluation_steps=7") == 7
-    for wrong in ("many", "0"):
+    for wrong in ("many", "0", "1.5", "True"):
         with pytest.raises(ValueError, match=f"default_evaluation_steps: expected an integer >= 1, got {wrong}"):
             steps("algorithm=maml", f"default_evaluation_steps={wrong}")
+    with pytest.raises(ValueError, match="default_evaluation_steps: expected at most 10000, got 20000"):
+        steps("algorithm=maml", "default_evaluation_steps=20000")
 
 
 @pytest.mark.parametrize(
