@@ -16,11 +16,11 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from difflib import get_close_matches
 from types import FrameType, TracebackType
 from typing import Any
 
 from meta_exp.config.checks import is_out_of_memory, one_line
+from meta_exp.config.keys import flatten, meant
 from meta_exp.installation import with_extra
 from meta_exp.terminal import PlainFormatter, open_streams, plain, plain_lines
 
@@ -149,7 +149,7 @@ def _missing_extra(error: Exception) -> str | None:
 def reason(error: Exception) -> str:
     """Return what an error says, in one line, without what only Hydra's authors need."""
     from hydra.errors import HydraException
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     if isinstance(error, OSError) and error.strerror:
@@ -163,7 +163,8 @@ def reason(error: Exception) -> str:
     text = str(error).split("Config search path")[0]
     cause = error.__cause__ if isinstance(error, HydraException) else None
     if isinstance(cause, OmegaConfBaseException) and isinstance(cause.parent_node, DictConfig):
-        near = get_close_matches(str(cause.key), [str(key) for key in cause.parent_node], 1)
-        text = text.split("To append")[0] + f"No such key {cause.full_key}"
-        text += "".join(f"; did you mean {name}?" for name in near)
+        whole = flatten(OmegaConf.to_container(cause.parent_node._get_root(), resolve=False))
+        known = [place for place in whole if not place.startswith("hydra.") and not place.endswith("_target_")]
+        key = str(cause.full_key)
+        text = text.split("To append")[0] + "; ".join(filter(None, [f"No such key {key}", meant(key, known)]))
     return one_line(text or error)

@@ -324,8 +324,10 @@ def test_same_command_same_numbers(tmp_path):
 
 
 REFUSED = {
-    "algorithm.iner_lr=1": "No such key algorithm.iner_lr; did you mean inner_lr?",
+    "algorithm.iner_lr=1": "No such key algorithm.iner_lr; did you mean algorithm.inner_lr?",
     "sed=1": "No such key sed; did you mean seed?",
+    "shots=5": "No such key shots; did you mean dataset.shots?",
+    "model.hidden=[20]": "No such key model.hidden; there are widths, activation",
     "algorithm=mamll": "Could not find 'algorithm/mamll' Available options in 'algorithm': abml anil bmaml boil llama",
     "name=a=b": """name=a=b: expected key=value in Hydra's grammar, got mismatched input '='""",
     "algorithm.inner_lr=0": "algorithm.inner_lr: expected a learning rate > 0, got 0",

@@ -4,7 +4,8 @@ A run is what its config says, but for where it was computed, watched and kept. 
 folder's name; in a comparison runs that differ in the seed alone are one configuration.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 Keys = Mapping[str, Any]  # a config, flat: dotted key to value
@@ -40,3 +41,18 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
         return {prefix: config}
     return {k: v for key, part in config.items() for k, v in flatten(part, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def meant(key: str, known: Collection[str]) -> str:
+    """Return what somebody may have meant by a dotted ``key`` that is none of the ``known`` ones, as a remedy.
+
+    That is the same name at another place, or the nearest one beside it, or else all that are beside it.
+    """
+    above, dot, name = key.rpartition(".")
+    below = [place.removeprefix(above + dot) for place in known if place.startswith(above + dot)]
+    beside = list(dict.fromkeys(place.partition(".")[0] for place in below))
+    near = [place for place in known if place.endswith(f".{name}")]
+    near = near or [above + dot + other for other in get_close_matches(name, beside, 1)]
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are {', '.join(beside)}" if beside else ""

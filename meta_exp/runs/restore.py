@@ -11,7 +11,6 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from meta_exp.config.checks import one_line, require
-from meta_exp.config.keys import within
+from meta_exp.config.keys import flatten, meant, within
 from meta_exp.config.overrides import parse
 from meta_exp.config.schema import constructor, from_keys
 from meta_exp.files import read_json
@@ -55,6 +54,7 @@ OVERRIDABLE = (  # the keys that matter once a run is trained
     "conformal_tasks",
 )
 LATER = ("calibrate", "conformal_tasks", "each_step")  # keys that the config of an older run may lack
+STEPS = "algorithm.inner_steps"  # which people look for, and are told what to use
 TUNED = "prior_precision.json"  # of a run of an earlier version
 OPTIONAL = ("lr_schedule",)  # which earlier versions had not
 REFITTED = ("curvature", "likelihood", "calibrate", "conformal_tasks")
@@ -208,10 +208,12 @@ def _choose(cfg: DictConfig, group: str, option: str) -> None:
 
 def _set(cfg: DictConfig, override: Override) -> None:
     key, value = override.key_or_group, override.value()
-    known = [".".join(path) for path, _ in walk(OmegaConf.to_container(cfg, resolve=False))]
-    remedy = "".join(f"did you mean {near}?" for near in get_close_matches(key, known, 1))
+    content = OmegaConf.to_container(cfg, resolve=False)
+    known = [".".join(path) for path, _ in walk(content)]
+    told = (*OVERRIDABLE, STEPS)
+    remedy = meant(key, [name for name in (*flatten(content), *LATER) if within(name, told)])
     require(override.is_add() or key in (*known, *LATER), key, "a key of the run's config", "an unknown one", remedy)
-    remedy = "use evaluation_steps" if key == "algorithm.inner_steps" else ""
+    remedy = "use evaluation_steps" if key == STEPS else ""
     require("${" not in str(value), key, "a plain value", repr(value))
     require(within(key, OVERRIDABLE), key, f"one of {', '.join(OVERRIDABLE)}", "a key that only training uses", remedy)
     if key == "dataset.ways":

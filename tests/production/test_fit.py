@@ -163,7 +163,7 @@ def test_images_are_treated_as_in_training(own_images, tmp_path):
 
 REFUSED = {
     "no such algorithm": ({"algorithm": "mamml"}, r"mamml"),
-    "no such key": ({"overrides": ["optimizer.lrr=1"]}, "No such key optimizer.lrr; did you mean lr"),
+    "no such key": ({"overrides": ["optimizer.lrr=1"]}, "No such key optimizer.lrr; did you mean optimizer.lr"),
     "no number of steps": ({"steps": 0}, "trainer.max_steps: expected an integer, at least 1, got 0"),
     "no seed": ({"seed": -1}, "seed: expected an integer >= 0, got -1"),
     "out of bounds": ({"overrides": ["algorithm.inner_steps=100000"]}, "algorithm.inner_steps: expected at most 10000"),
