@@ -404,7 +404,7 @@ def test_data_refused_before_training(tmp_path, omniglot_root, override):
     assert result.returncode == 1
     assert DATA_REFUSED[override] in result.stderr.splitlines()[-1]
     assert not (tmp_path / "outputs").exists(), "nothing is left of what never began"
-    assert "validation loss" not in result.stdout
+    assert "validation NLL" not in result.stdout
 
 
 def test_help_is_for_people_and_quick(tmp_path):

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meta_exp.comparison.results import Configuration, describe, heading, title
+from meta_exp.comparison.results import ENSEMBLE, Configuration, describe, heading, title
 from meta_exp.comparison.swept import Axis, axis, families, swept_keys
 from meta_exp.likelihoods.predictive import COVERAGE_LEVELS
 from meta_exp.prediction import KINDS
 from meta_exp.scoring.yardstick import BAYES
+from meta_exp.training.panels import served
 
 LONGEST = 60  # of a name in a file's
 
@@ -60,13 +61,37 @@ class Chart(NamedTuple):
 
 def charts(configurations: Sequence[Configuration]) -> list[Chart]:
     """Return the charts that the results have the numbers for."""
+    looks = _looks(configurations)
     found = [*_inner_steps(configurations), *_calibration(configurations), *_conformal(configurations)]
-    return [*found, *_entropy(configurations), *_learning(configurations), *_sweeps(configurations)]
+    found = [_in_pairs(chart, looks) for chart in found]
+    learning = [_in_pairs(chart, looks) for chart in _learning(configurations)]
+    return [*found, *_entropy(configurations), *learning, *_sweeps(configurations)]
 
 
 def file_name(words: str) -> str:
     """Return ``words`` as a part of a file's name, whatever they hold."""
     return re.sub(r"[^A-Za-z0-9.-]+|\.\.+", "_", words).strip("._-")[:LONGEST]
+
+
+def _looks(configurations: Sequence[Configuration]) -> list[tuple[int, bool]]:
+    """Return the colour of each configuration, and whether it is the second of it: an ensemble, beside its members."""
+    colours: dict[str, int] = {}
+    found = []
+    for c in configurations:
+        members = describe({key: value for key, value in c.label.items() if key != ENSEMBLE})
+        second = members in colours
+        found.append((colours.setdefault(members, len(colours)), second))
+    return found
+
+
+def _in_pairs(chart: Chart, looks: Sequence[tuple[int, bool]]) -> Chart:
+    """Return a chart whose curves and bars, grouped by the place of a configuration, have its look."""
+
+    def looking(curve: Curve) -> Curve:
+        colour, second = looks[curve.group]
+        return curve._replace(group=colour, dashed=curve.dashed or second)
+
+    return chart._replace(curves=[*map(looking, chart.curves)], bars=[*map(looking, chart.bars)])
 
 
 def _exact(configurations: Sequence[Configuration]) -> dict[int, str]:
@@ -194,16 +219,16 @@ def _entropy(configurations: Sequence[Configuration]) -> Iterator[Chart]:
 def _learning(configurations: Sequence[Configuration]) -> Iterator[Chart]:
     curves = []
     for i, c in enumerate(configurations):
-        found = [run.curve for run in c.runs if "validation/loss" in run.curve]
-        by_step = [dict(zip(curve["step"], curve["validation/loss"], strict=True)) for curve in found]
-        steps = sorted(set.intersection(*(set(losses) for losses in by_step))) if by_step else []
+        found = [(run.curve, f"validation/{kind}/nll") for run in c.runs if (kind := served(run.curve, "validation"))]
+        by_step = [dict(zip(curve["step"], curve[nll], strict=True)) for curve, nll in found]
+        steps = sorted(set.intersection(*(set(nlls) for nlls in by_step))) if by_step else []
         if steps:
-            values = [[losses[step] for losses in by_step] for step in steps]
+            values = [[nlls[step] for nlls in by_step] for step in steps]
             y = [sum(v) / len(v) for v in values]
             low, high = [min(v) for v in values], [max(v) for v in values]
             curves.append(Curve(c.name, steps, y, low, high, group=i))
     if curves:
-        words = "Learning curves; band: range over seeds", "step", "validation loss"
+        words = "What is served, in training; band: range over seeds", "step", "validation NLL, as trained"
         yield Chart("learning", *words, curves, x_axis=Axis(whole=True), ranges=True)
 
 

@@ -84,6 +84,7 @@ def _draw_line(ax: Axes, curve: Curve, steps: bool, opacity: float) -> None:
             ends = np.subtract(curve.y, curve.low), np.subtract(curve.high, curve.y)
         ax.errorbar(curve.x, curve.y, ends, fmt=marker or "o", color=color, label=plain(curve.name), elinewidth=0.8)
         return
-    ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=plain(curve.name), drawstyle=drawstyle)
+    (line,) = ax.plot(curve.x, curve.y, dash, marker=marker, color=color, label=plain(curve.name), drawstyle=drawstyle)
+    line.set_markerfacecolor("white" if curve.dashed else color)
     if curve.low and curve.high:
         ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=opacity, lw=0)

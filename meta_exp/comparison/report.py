@@ -151,6 +151,7 @@ def _traces(curve: Curve, chart: Chart) -> list[go.Scatter]:
     said: dict[str, Any] = {"hovertext": _said(curve, chart), "hoverinfo": "text+name"}
     if curve.low and curve.high and not curve.joined:
         said["error_y"] = {"array": [high - y for y, high in zip(curve.y, curve.high, strict=True)], "thickness": 1}
+    said["marker"] = {"symbol": "circle-open" if curve.dashed else "circle"}
     traces = [go.Scatter(x=curve.x, y=curve.y, mode=mode, line=line, **said, **common)]
     if curve.low and curve.high and curve.joined:
         opacity = BAND * min(1.0, FEW / len(chart.curves))

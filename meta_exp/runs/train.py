@@ -1,6 +1,6 @@
 """A run: from a composed config to a folder that holds everything about one training.
 
-config.yaml    the resolved config          best.ckpt, last.ckpt    by validation loss, and the last step
+config.yaml    the resolved config          best.ckpt, last.ckpt    by validation, and the last step
 train.log      what happened                plots/                  pictures of new tasks, if its family has some
 curves.csv     validation scores by step    calibration.json        what was fitted after training
 history.jsonl  all that was logged          overrides.yaml          the command's

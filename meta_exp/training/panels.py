@@ -9,7 +9,7 @@ and their accuracy or MSE. The section is the first in order of names, and each 
 narrow terminal cuts it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from meta_exp.prediction import KINDS
 
@@ -22,8 +22,13 @@ def panels(scores: Mapping[str, float]) -> dict[str, float]:
     """Return the scores of the predictive that is served, of those that ``scores`` of one moment hold."""
     found = {}
     for part, suffix in PARTS.items():
-        kinds = [kind for kind in KINDS if f"{part}/{kind}/nll" in scores]
-        for score in SCORES if kinds else ():
-            if (name := f"{part}/{kinds[-1]}/{score}") in scores:
+        kind = served(scores, part)
+        for score in SCORES if kind else ():
+            if (name := f"{part}/{kind}/{score}") in scores:
                 found[f"{COMPARE}{score}{suffix}"] = scores[name]
     return found
+
+
+def served(scores: Container[str], part: str) -> str | None:
+    """Return the predictive that is served, of those whose NLL is among the ``scores`` of ``part``."""
+    return next((kind for kind in reversed(KINDS) if f"{part}/{kind}/nll" in scores), None)

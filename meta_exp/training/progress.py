@@ -19,6 +19,7 @@ from rich.text import Text
 
 from meta_exp.terminal import Screen, duration, in_notebook
 from meta_exp.training.learner import Learner
+from meta_exp.training.panels import served
 
 log = logging.getLogger(__name__)
 REFRESH_S = 0.2  # of the bar
@@ -143,11 +144,12 @@ class TrainingProgress(Callback):
             self._log(trainer, "")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the validation scores; they are logged too, so that a file or a pipe tells how far the run is."""
+        """Show the validation scores of what is served; they are logged too, for who watches a file or a pipe."""
         assert isinstance(pl_module, Learner)
-        metric = pl_module.algorithm.likelihood.metric
-        loss, score = (float(trainer.callback_metrics[f"validation/{name}"]) for name in ("loss", f"map/{metric}"))
-        self.scores = f"validation loss {loss:.4g}" + (f", {metric} {score:.4g}" if score != loss else "")
+        scores, metric = trainer.callback_metrics, pl_module.algorithm.likelihood.metric
+        kind = served(scores, "validation")
+        nll, score = (float(scores[f"validation/{kind}/{name}"]) for name in ("nll", metric))
+        self.scores = f"validation NLL {nll:.4g}, {metric} {score:.4g}"
         self._log(trainer, self.scores)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -41,6 +41,33 @@ def test_band_is_the_interval_and_for_learning_curves_the_range():
     assert drawn["coverage_map"].bars[0].y == pytest.approx([i / 190 for i in range(20)])
 
 
+def test_learning_is_that_of_what_is_served():
+    """LLAMA's loss, of the network alone, and MAML's are not of one kind; their NLLs are."""
+    llama = regression(0, 0.5)
+    llama.curve["validation/linearized/nll"] = [1.5, 0.5]
+    (maml, other) = found(regression(0, 0.1), llama)["learning"].curves
+    assert (maml.y, other.y) == ([3.0, 2.0], [1.5, 0.5])
+    unknown = regression(0)
+    unknown.curve.clear()
+    assert "learning" not in found(unknown)
+
+
+def test_an_ensemble_has_the_colour_of_its_members_and_other_lines():
+    runs = [regression(0, eta) for eta in (0.1, 0.5)]
+    together = [regression(0, eta) for eta in (0.1, 0.5)]
+    for run in together:
+        run.keys["ensemble"] = "of 2"
+    drawn = found(runs[0], together[0], runs[1], together[1])
+    for chart in (drawn["steps_mse"], drawn["coverage_map"], drawn["learning"]):
+        assert [(curve.group, curve.dashed) for curve in chart.curves] == [(0, False), (0, True), (1, False), (1, True)]
+    assert [bars.group for bars in drawn["coverage_map"].bars] == [0, 0, 1, 1]
+    lines = plots.draw_chart(drawn["steps_mse"]).axes[0].get_lines()
+    looks = [(line.get_color(), line.get_marker(), line.get_markerfacecolor()) for line in lines]
+    assert looks[0][:2] == looks[1][:2]
+    assert looks[0][2] != looks[1][2]
+    assert len({*looks}) == 4
+
+
 def test_sweep_is_in_order_and_logarithmic_where_it_can_be():
     drawn = found(*(regression(0, eta) for eta in (1.0, 0.01, 0.1)))
     assert drawn["sweep_eta_nll"].curves[0].x == [0.01, 0.1, 1.0]

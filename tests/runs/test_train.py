@@ -28,7 +28,7 @@ def test_progress_tells_speed_and_time_left(config, caplog):
         run.trainer.fit(run.learner, run.stream)
     lines = [record.getMessage() for record in caplog.records if "tasks/s" in record.getMessage()]
     assert [line.split(",")[0] for line in lines] == ["step 2 of 4", "step 4 of 4"]
-    assert "validation loss" in lines[0]
+    assert "validation NLL" in lines[0]
     assert "s left" in lines[0]
     assert run.progress.tasks_seen == 12
     assert run.progress.training_s > 0

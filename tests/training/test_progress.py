@@ -14,7 +14,7 @@ def test_step_and_time_left_are_in_sight(monkeypatch, width):
     progress = TrainingProgress()
     clock = [100.0]
     monkeypatch.setattr(progress_module.time, "perf_counter", lambda: clock[0])
-    progress.tasks_a_step, progress.scores = 25, "validation loss 0.0123, accuracy 0.9876"
+    progress.tasks_a_step, progress.scores = 25, "validation NLL 0.0123, accuracy 0.9876"
     progress._measure_from_here()
     assert "left" not in progress.state(0, 100000, ""), "nothing tells yet"
     progress.compiling, progress.about_s = 100.0, 15.0
