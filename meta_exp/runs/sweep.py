@@ -226,7 +226,7 @@ def _print_table(jobs: list[Job], keys: Sequence[str]) -> None:
     results = [_read(Path(job["folder"]) / "metrics.json") if job["state"] in FINE else {} for job in jobs]
     score = next((s for s in ("accuracy", "mse") if any(f"test/map/{s}" in found for found in results)), None)
     calibrated = any("validation/served_nll" in found for found in results)
-    scores = {"validation NLL": "validation/served_nll"} if calibrated else {"validation loss": "validation/loss"}
+    scores = {"validation NLL": "validation/served_nll"} if calibrated else {"validation score": "validation/score"}
     scores |= {f"test {score}": f"test/map/{score}"} if score else {}
     labels = [names.short(key) for key in keys] or ["run"]
     table = Table(*map(cell, labels), "state", *scores, "training", title_justify="left")

@@ -46,6 +46,7 @@ from meta_exp.training.data import fresh_batches
 from meta_exp.training.learning_curve import mend_curve
 
 SERVED_NLL = "validation/served_nll"  # in metrics.json
+SCORE = "validation/score"  # which earlier versions had not
 CHUNK_SIZE = "chunk_size"  # there too, where a trial has found it
 PREDICTIVES = {  # what stands in the table's rows
     "map": "the adapted network alone",
@@ -99,8 +100,8 @@ def read_metrics(file: Path) -> Metrics:
 
 
 def criterion(metrics: Metrics) -> float:
-    """Return what a search goes by, on validation tasks: the calibrated NLL of what is served, or else the loss."""
-    value = metrics.get(SERVED_NLL, metrics.get("validation/loss"))
+    """Return what a search goes by, on validation tasks: the calibrated NLL of what is served, or what chose it."""
+    value = next((metrics[key] for key in (SERVED_NLL, SCORE, "validation/loss") if key in metrics), None)
     return inf if value is None or value != value else float(value)
 
 
@@ -212,6 +213,7 @@ def about(cfg: DictConfig, run: Run, best_step: int) -> Metrics:
         "best_step": best_step,
         "parameters": sum(p.numel() for p in run.learner.model.parameters()),
         "validation/loss": run.best.loss,
+        SCORE: run.best.least,
     }
 
 

@@ -86,10 +86,15 @@ class Best(Checkpoint):
         scores = trainer.callback_metrics
         score = float(scores[self.monitor])
         score = score if score == score else self.sign * inf
-        if self.score is None or self.sign * score < self.sign * self.score:
+        if self.least is None or self.sign * score < self.least:
             loss = float(scores["validation/loss"])
             self.score, self.loss = score, loss if loss == loss else inf
             trainer.save_checkpoint(self.file)
+
+    @property
+    def least(self) -> float | None:
+        """The best score as what is to be small: with its sign changed where a high one is good."""
+        return None if self.score is None else self.sign * self.score
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and its loss, for a run that goes on."""

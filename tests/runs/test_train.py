@@ -109,3 +109,19 @@ def test_a_run_whose_evaluation_failed_goes_on_with_the_mended_command(tmp_path,
     torch.save(last | {"global_step": 2}, tmp_path / "last.ckpt")
     with pytest.raises(Refused, match="evaluation_steps=2, now 3"):
         train(compose_run(tmp_path, *QUICK, "test_tasks=6", "evaluation_steps=3"))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [("validation/loss", "min"), ("validation/linearized/nll", "min"), ("validation/map/nll", "max")],
+)
+def test_without_a_calibration_a_search_goes_by_what_chose_the_weights(tmp_path, monitor, mode):
+    chosen = [f"callbacks.best.monitor={monitor}", f"callbacks.best.mode={mode}", "algorithm=llama_predictive"]
+    cfg = compose_run(tmp_path / "run", *QUICK, *chosen, "calibrate=null")
+    found = train(cfg)
+    history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
+    scores = [row[monitor] for row in history if monitor in row]
+    assert len(scores) == 2
+    assert found == pytest.approx(min(scores) if mode == "min" else -max(scores))
+    assert found == json.loads((tmp_path / "run" / "metrics.json").read_text())["validation/score"]
+    assert train(cfg) == found, "finished, and skipped"
