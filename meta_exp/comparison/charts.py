@@ -228,7 +228,7 @@ def _learning(configurations: Sequence[Configuration]) -> Iterator[Chart]:
             low, high = [min(v) for v in values], [max(v) for v in values]
             curves.append(Curve(c.name, steps, y, low, high, group=i))
     if curves:
-        words = "What is served, in training; band: range over seeds", "step", "validation NLL, as trained"
+        words = "Learning curves; band: range over seeds", "step", "validation NLL, as trained"
         yield Chart("learning", *words, curves, x_axis=Axis(whole=True), ranges=True)
 
 

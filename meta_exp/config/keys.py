@@ -46,13 +46,15 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def meant(key: str, known: Collection[str]) -> str:
     """Return what somebody may have meant by a dotted ``key`` that is none of the ``known`` ones, as a remedy.
 
-    That is the same name at another place, or the nearest one beside it, or else all that are beside it.
+    That is the same name at another place, the nearest one beside it, or one of which it is a part; else all beside it.
     """
     above, dot, name = key.rpartition(".")
     below = [place.removeprefix(above + dot) for place in known if place.startswith(above + dot)]
     beside = list(dict.fromkeys(place.partition(".")[0] for place in below))
-    near = [place for place in known if place.endswith(f".{name}")]
-    near = near or [above + dot + other for other in get_close_matches(name, beside, 1)]
-    if near:
+    same = [place for place in known if place.endswith(f".{name}")]
+    close = [above + dot + other for other in get_close_matches(name, beside, 1)]
+    longer = [place for place in known if name in place.rpartition(".")[2].split("_")]
+    here = [place for place in longer if above and place.rpartition(".")[0] == above]
+    if near := dict.fromkeys([*here, *same] or close or longer):
         return f"did you mean {' or '.join(near)}?"
     return f"there are {', '.join(beside)}" if beside else ""

@@ -10,6 +10,10 @@ MEANT = {
     "algorithm.iner_lr": "did you mean algorithm.inner_lr?",
     "inner_lr": "did you mean algorithm.inner_lr?",  # at another place
     "optimizer.inner_lr": "did you mean algorithm.inner_lr?",
+    "algorithm.lr": "did you mean algorithm.inner_lr or optimizer.lr?",
+    "lr": "did you mean optimizer.lr?",
+    "steps": "did you mean algorithm.inner_steps?",
+    "algorithm.steps": "did you mean algorithm.inner_steps?",
     "algoritm": "did you mean algorithm?",
     "a.c": "there are b",
     "mode": "did you mean a.b.mode or c.mode?",
