@@ -110,11 +110,12 @@ class Ensemble:
         return lambda episode, drawn, _: self._ends(kind, episode.support, drawn)(episode.query.x)
 
     def _nll(self, kind: str, found: Sequence[Predictions], held: Sequence[Episode]) -> Callable[[float], float]:
-        """Return the mean NLL on batches that members have predicted already, as a function of the log factor."""
+        """Return what is fitted on batches that members have predicted already, as a function of the log factor."""
+        points = sum(batch.query.y.shape[:2].numel() for batch in held)
 
         def cost(log_factor: float) -> float:
             def nll(predictions: Predictions, y: Tensor) -> Tensor:
-                return -self._mixed(kind, predictions, log_factor).log_prob(y).double().mean()
+                return self._mixed(kind, predictions, log_factor).fitted_nll(y, points)
 
             each = [vmap(nll)(predictions, batch.query.y) for predictions, batch in zip(found, held, strict=True)]
             return float(torch.cat(each).mean())

@@ -44,6 +44,10 @@ class Predictive(ABC):
     def log_prob(self, y: Tensor) -> Tensor:
         """Log density or probability [M] of the targets y."""
 
+    def fitted_nll(self, y: Tensor, points: int) -> Tensor:
+        """What a calibration by so many ``points`` makes small, a mean over the M of y: -log p(y)."""
+        return -self.log_prob(y).double().mean()
+
     @abstractmethod
     def score(self, y: Tensor) -> Tensor:
         """The metric [M] of each point."""
@@ -84,6 +88,16 @@ class ClassPredictive(Predictive):
     @abstractmethod
     def given(self, classes: int) -> Self:
         """Return the predictive of y given that it is one of the first ``classes``."""
+
+    def fitted_nll(self, y: Tensor, points: int) -> Tensor:
+        """-log p(y), and that of one point more, which is of any class: Laplace's rule of succession.
+
+        Without it tasks that are all answered rightly ask for a temperature without end, and the first error among
+        others then costs more than all of them gained.
+        """
+        classes = range(self.probabilities.shape[-1])
+        of_any = torch.stack([self.log_prob(torch.full_like(y, c)) for c in classes])
+        return super().fitted_nll(y, points) - of_any.double().mean() / points
 
     @property
     def entropy(self) -> Tensor:

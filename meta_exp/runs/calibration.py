@@ -2,7 +2,8 @@ r"""Calibration after training: what likelihood and posterior leave free, fitted
 
     hyper_kind = argmin over sigma or temperature, and tau, of -log p_kind(y | x, S_i)
 
-on average over the query points of the validation tasks, adapted by the evaluation's steps; theta stays as trained.
+on average over the query points of the validation tasks, adapted by the evaluation's steps; theta stays as trained. Of
+classes there is one point more, of any class (``fitted_nll``): with no error there would be no best temperature.
 sigma is learned from the error after the training's steps, and served after the evaluation's; tau is often no more than
 a guess. Each predictive has values of its own: the plain network takes the posterior's share of the error into sigma,
 the linearised predictive has tau for that. In log space, by SciPy's Nelder-Mead from the best point of a coarse grid.
@@ -136,7 +137,8 @@ def calibrate(learner: Learner, batches: Iterable[Episode], fresh: Iterable[Epis
     if not drawn:  # all tasks at once: there are a hundred evaluations, and draws alone would fill the memory
         held = [_joined(held)]
     values: dict[str, dict[str, float]] = {}
-    nll, raw = {}, {}
+    nll: dict[str, float] = {}
+    raw: dict[str, float] = {}
     for kind in learner.predictives:
         outer, inner = _split(learner, kind)
 
@@ -144,11 +146,13 @@ def calibrate(learner: Learner, batches: Iterable[Episode], fresh: Iterable[Epis
             at = meta._replace(hyper=meta.hyper | hyper)
             return [_predict(learner, kind, at, batch) for batch in held]
 
-        def score(found: Sequence[Prediction], hyper: Hyper) -> float:
-            return _mean_nll(learner, meta.hyper | hyper, found, held)
+        def score(found: Sequence[Prediction], hyper: Hyper, fitted: bool = True) -> float:
+            return _mean_nll(learner, meta.hyper | hyper, found, held, fitted)
 
         start = {name: float(free[name].start if name not in meta.hyper else meta.hyper[name]) for name in free}
-        best, nll[kind], raw[kind] = _fit(outer, inner, start, predictions, score)
+        best = _fit(outer, inner, start, predictions, score)
+        for scores, at in ((raw, start), (nll, best)):
+            scores[kind] = score(predictions(_tensors({name: at[name] for name in outer})), _tensors(at), fitted=False)
         values[kind] = {free[name].name: float(np.exp(value)) for name, value in best.items()}
     found = Calibration(values, nll, raw, sum(len(b.episodes.query.y) for b in held), learner.evaluation_steps)
     return replace(found, conformal=_thresholds(learner, meta, found.hyper(learner), fresh, drawn))
@@ -209,8 +213,8 @@ def _fit(
     start: Mapping[str, float],
     predictions: Callable[[Hyper], Any],
     score: Callable[[Any, Hyper], float],
-) -> tuple[dict[str, float], float, float]:
-    """Return the best values in log space, their score, and that of ``start``."""
+) -> dict[str, float]:
+    """Return the best values in log space: those of ``start`` where none are better."""
 
     def spread(found: Any, at: Mapping[str, float]) -> tuple[dict[str, float], float]:
         """Fit the inner values to predictions that are there already."""
@@ -234,7 +238,7 @@ def _fit(
     else:
         point, _ = _minimum(lambda point: at(point)[1], outer, [start[name] for name in outer])
         best, value = at(point)
-    return (best, value, raw) if value < raw else ({n: start[n] for n in [*outer, *inner]}, raw, raw)
+    return best if value < raw else {name: start[name] for name in [*outer, *inner]}
 
 
 def _minimum(
@@ -290,11 +294,16 @@ def _predict(learner: Learner, kind: str, meta: Meta, batch: _Batch) -> Predicti
     return vmap(one, in_dims, chunk_size=chunk)(params, batch.episodes, draws, batch.noise)
 
 
-def _mean_nll(learner: Learner, hyper: Hyper, found: Sequence[Prediction], held: Sequence[_Batch]) -> float:
+def _mean_nll(
+    learner: Learner, hyper: Hyper, found: Sequence[Prediction], held: Sequence[_Batch], fitted: bool
+) -> float:
+    """Return the mean NLL of predictions, or what is ``fitted`` in its place."""
     likelihood = learner.algorithm.likelihood.at(hyper)
+    points = sum(batch.episodes.query.y.shape[:2].numel() for batch in held)
 
     def one(prediction: Prediction, y: Tensor) -> Tensor:
-        return -likelihood.predictive(*prediction).log_prob(y).double().mean()
+        predictive = likelihood.predictive(*prediction)
+        return predictive.fitted_nll(y, points) if fitted else -predictive.log_prob(y).double().mean()
 
     each = [vmap(one)(prediction, batch.episodes.query.y) for prediction, batch in zip(found, held, strict=True)]
     return float(torch.cat(each).mean())

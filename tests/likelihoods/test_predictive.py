@@ -212,3 +212,15 @@ def test_a_predictive_that_does_not_mix_is_refused_by_name():
         ValueError, match="ensemble=true: expected predictives that mix, got Own; give Own a method mixed"
     ):
         Own.mixed([Own(), Own()])
+
+
+def test_what_is_fitted_has_one_point_more_of_any_class():
+    """-log p(y) on average over n points, and 1 / n of that of a class drawn evenly; of numbers the first alone."""
+    logits = torch.randn(3, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, 1, 2, 3, 0, 1])
+    log_p = logits.softmax(-1).mean(0).log()
+    expected = -log_p[range(6), y].mean() - log_p.mean() / 50
+    assert_equal(Categorical().predictive(logits, torch.zeros(6, 4, 4)).fitted_nll(y, 50), expected)
+    numbers = Gaussian(1.0).predictive(torch.zeros(1, 6, 1).double(), torch.zeros(6, 1, 1).double())
+    target = torch.ones(6, 1).double()
+    assert_equal(numbers.fitted_nll(target, 50), -numbers.log_prob(target).mean())

@@ -11,6 +11,9 @@ from torch.utils._pytree import tree_map
 
 import meta_exp
 from meta_exp.comparison import compare
+from meta_exp.comparison.ensemble import Ensemble
+from meta_exp.prediction import Prediction
+from meta_exp.runs import calibration
 from meta_exp.runs.build import build
 from meta_exp.runs.calibration import CALIBRATION, Calibration, _minimum, calibrate
 from meta_exp.runs.restore import open_run
@@ -74,6 +77,37 @@ def test_classes_have_a_temperature(character_run):
     fitted = calibrate(run.learner, run_batches(run))
     assert set(fitted.values["linearized"]) == {"temperature", "prior_precision"}
     assert all(fitted.nll[kind] <= fitted.nll_raw[kind] for kind in fitted.nll)
+
+
+def all_right(y, classes=5):
+    """What predicts the classes y [T, M], all rightly and all alike sure."""
+    truth = torch.nn.functional.one_hot(y, classes).float()
+    return Prediction(3.0 * truth[:, None], truth.new_zeros(*y.shape, classes, classes))
+
+
+def least(points, classes=5):
+    """The temperature of ``all_right`` by Laplace's rule: p of the right class is (n + 1 / C) / (n + 1)."""
+    p = (points + 1 / classes) / (points + 1)
+    return math.log(p / (1 - p) * (classes - 1)) / 3.0
+
+
+def test_no_error_asks_for_no_endless_temperature(character_run, monkeypatch):
+    """The more points without one the surer, alone and together; what is said is the NLL of the points themselves."""
+    run = open_run(character_run)
+    monkeypatch.setattr(calibration, "_predict", lambda learner, kind, meta, batch: all_right(batch.episodes.query.y))
+    for tasks in (5, 40):
+        batches = list(EvaluationBatches(run.family, "validation", tasks))
+        points = sum(batch.query.y.numel() for batch in batches)
+        found = calibrate(run.learner, batches)
+        assert found.values["map"]["temperature"] == pytest.approx(least(points), rel=0.03)
+        nll = math.log1p(4 * math.exp(-3 * found.values["map"]["temperature"]))
+        assert found.nll["map"] == pytest.approx(nll, rel=1e-3)
+        assert found.nll_raw["map"] == pytest.approx(math.log1p(4 * math.exp(-3)), rel=1e-5)
+        run.learner.served = {}
+        together = Ensemble([run.learner, run.learner])
+        monkeypatch.setattr(together, "_of_tasks", lambda one, episodes, seed: [all_right(episodes.query.y)] * 2)
+        together.fit(batches)
+        assert together.factors["map"] == pytest.approx(least(points), rel=0.03)
 
 
 def run_batches(run):
