@@ -114,6 +114,11 @@ class CategoricalPredictive(ClassPredictive):
         """Averaged probabilities [M, C]."""
         return self.logits.softmax(-1).mean(0)
 
+    @property
+    def log_probabilities(self) -> Tensor:
+        """Log of the averaged probabilities [M, C], finite where these are 0 in float32."""
+        return self.logits.log_softmax(-1).logsumexp(0) - log(len(self.logits))
+
     def given(self, classes: int) -> Self:
         """Return the predictive given that y is one of the first ``classes``, in each draw."""
         return type(self)(self.logits[..., :classes])

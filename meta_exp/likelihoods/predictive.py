@@ -85,6 +85,11 @@ class ClassPredictive(Predictive):
     def probabilities(self) -> Tensor:
         """Class probabilities [M, C], averaged over the draws."""
 
+    @property
+    def log_probabilities(self) -> Tensor:
+        """Log of the probabilities [M, C]."""
+        return self.probabilities.log()
+
     @abstractmethod
     def given(self, classes: int) -> Self:
         """Return the predictive of y given that it is one of the first ``classes``."""
@@ -95,9 +100,7 @@ class ClassPredictive(Predictive):
         Without it tasks that are all answered rightly ask for a temperature without end, and the first error among
         others then costs more than all of them gained.
         """
-        classes = range(self.probabilities.shape[-1])
-        of_any = torch.stack([self.log_prob(torch.full_like(y, c)) for c in classes])
-        return super().fitted_nll(y, points) - of_any.double().mean() / points
+        return super().fitted_nll(y, points) - self.log_probabilities.double().mean() / points
 
     @property
     def entropy(self) -> Tensor:

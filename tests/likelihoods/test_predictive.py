@@ -221,6 +221,9 @@ def test_what_is_fitted_has_one_point_more_of_any_class():
     log_p = logits.softmax(-1).mean(0).log()
     expected = -log_p[range(6), y].mean() - log_p.mean() / 50
     assert_equal(Categorical().predictive(logits, torch.zeros(6, 4, 4)).fitted_nll(y, 50), expected)
+    sure = Categorical().predictive(torch.tensor([[[0.0, 500.0]]]), torch.zeros(1, 2, 2))
+    assert_equal(sure.log_probabilities, torch.tensor([[-500.0, 0.0]]))
+    assert_equal(sure.fitted_nll(torch.tensor([1]), 10), torch.tensor(25.0, dtype=torch.float64))
     numbers = Gaussian(1.0).predictive(torch.zeros(1, 6, 1).double(), torch.zeros(6, 1, 1).double())
     target = torch.ones(6, 1).double()
     assert_equal(numbers.fitted_nll(target, 50), -numbers.log_prob(target).mean())
