@@ -22,12 +22,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from meta_exp.adaptation import Meta, Noise, Params, gradient_step
 from meta_exp.algorithms import normal
 from meta_exp.algorithms.base import DEVIATIONS, DRAWS, FASTEST, HEAVIEST, Algorithm, Logs
-from meta_exp.algorithms.particles import refuse_curvature
+from meta_exp.algorithms.particles import of_each, refuse_curvature
 from meta_exp.config.checks import require, require_at_most, require_within
 from meta_exp.curvature import Posterior
 from meta_exp.curvature.base import draw_normal
@@ -99,7 +98,7 @@ class ABML(Algorithm):
         draws = {name: z[k % self.inner_steps] for name, z in meta.noise.items()}
 
         def loss(params: Params) -> Tensor:
-            fit = vmap(lambda draw: self.loss(_drawn(params, draw), support))(draws).mean()
+            fit = of_each(lambda draw: self.loss(_drawn(params, draw), support), draws).mean()
             return fit + self._kl(params, meta) / len(support.y)
 
         return gradient_step(loss, params, lr=self.inner_lr, first_order=self.first_order)
@@ -114,7 +113,7 @@ class ABML(Algorithm):
             return torch.stack([self.nll(phi, part, meta) for part in parts]).sum()
 
         kl = self._kl(path[-1], meta)
-        return (vmap(nll)(draws).mean() + kl) / sum(len(part.y) for part in parts), {"kl": kl}
+        return (of_each(nll, draws).mean() + kl) / sum(len(part.y) for part in parts), {"kl": kl}
 
     def network(self, params: Params, x: Tensor) -> Tensor:
         """Return the outputs [N, C] at x of the network at the mean, or at a draw."""
@@ -142,7 +141,7 @@ class ABML(Algorithm):
         """Predict at x [M, *features]."""
         if kind == "map":
             return mixture(self.network(params, x)[None])
-        return mixture(vmap(lambda draw: self.network(_drawn(params, draw), x))(draws))
+        return mixture(of_each(lambda draw: self.network(_drawn(params, draw), x), draws))
 
     @property
     def draws_networks(self) -> bool:

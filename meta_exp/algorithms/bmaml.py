@@ -24,11 +24,11 @@ from math import log
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
 from meta_exp.adaptation import Meta, Params
 from meta_exp.algorithms.base import HEAVIEST, STEPS, Logs
-from meta_exp.algorithms.particles import Particles
+from meta_exp.algorithms.particles import Particles, of_each
 from meta_exp.config.checks import require, require_at_most
 from meta_exp.hyper import Learned, weights
 from meta_exp.tasks.episode import Episode, Examples
@@ -78,7 +78,7 @@ class BMAML(Particles):
 
     def step(self, params: Params, support: Examples, k: int, meta: Meta) -> Params:
         """Return a step of SVGD on the support set."""
-        gradient = vmap(grad(partial(self.loss, data=support)))(params)
+        gradient = of_each(grad(partial(self.loss, data=support)), params)
         kernel, width = _kernel(torch.cat([value.flatten(1) for value in params.values()], 1))
 
         def moved(value: Tensor, gradient: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ A state holds every parameter with a leading S. The mixture stands in the place 
 adapted to, and takes no draws. To draw a network is to take one particle by chance.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_map
 
 from meta_exp.adaptation import Meta, Noise, Params
 from meta_exp.algorithms.base import DRAWS, FASTEST, Algorithm
@@ -19,6 +22,8 @@ from meta_exp.curvature import Posterior
 from meta_exp.curvature.base import draw_normal
 from meta_exp.prediction import Prediction, mixture
 from meta_exp.tasks.episode import Examples
+
+Found = TypeVar("Found", Tensor, Params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +50,7 @@ class Particles(Algorithm):
 
     def nlls(self, params: Params, data: Examples, meta: Meta) -> Tensor:
         """Return -log p(data | phi_s) [S], sums over points."""
-        return vmap(lambda one: self.nll(one, data, meta))(params)
+        return of_each(lambda one: self.nll(one, data, meta), params)
 
     @property
     def predictives(self) -> tuple[str, ...]:
@@ -69,7 +74,7 @@ class Particles(Algorithm):
 
     def outputs(self, params: Params, x: Tensor) -> Tensor:
         """Return the outputs [S, N, C] of all particles."""
-        return vmap(self.network, (0, None))(params, x)
+        return of_each(lambda one: self.network(one, x), params)
 
     @property
     def draws_networks(self) -> bool:
@@ -84,6 +89,17 @@ class Particles(Algorithm):
     def steps_by_hyper(self) -> bool:
         """Whether the path depends on what calibration fits: steps on a mean loss do not."""
         return False
+
+
+def of_each(function: Callable[[Params], Found], params: Params) -> Found:
+    """Return what ``function`` gives of each of S networks, or draws, with parameters [S, ...], stacked.
+
+    A single one is taken by itself: derivatives of a product of matrices then lie in memory as the weights do, which
+    those of a batch of one do not.
+    """
+    if len(next(iter(params.values()))) > 1:
+        return vmap(function)(params)
+    return tree_map(lambda value: value[None], function({name: value[0] for name, value in params.items()}))
 
 
 def refuse_curvature(algorithm: Algorithm) -> None:

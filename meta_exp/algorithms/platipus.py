@@ -19,12 +19,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad
 
 from meta_exp.adaptation import Meta, Noise, Params, gradient_step
 from meta_exp.algorithms import normal
 from meta_exp.algorithms.base import DEVIATIONS, DRAWS, FASTEST, HEAVIEST, Logs
-from meta_exp.algorithms.particles import Particles
+from meta_exp.algorithms.particles import Particles, of_each
 from meta_exp.config.checks import require, require_at_most, require_within
 from meta_exp.curvature.base import draw_normal
 from meta_exp.hyper import Learned, in_log_space
@@ -123,7 +123,7 @@ class PLATIPUS(Particles):
         def one(params: Params) -> Params:
             return gradient_step(loss, params, lr=self.inner_lr, first_order=self.first_order)
 
-        return vmap(one)(params)
+        return of_each(one, params)
 
 
 def _normal(generator: torch.Generator, count: int, theta: Params) -> Noise:
