@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from meta_exp.adaptation import Params
+from meta_exp.curvature.gram import gram
 from meta_exp.curvature.taps import Layers, Pullback, Taps
 from meta_exp.models.norm import Affine
 
@@ -157,8 +158,7 @@ def cotangents(d: Tensor, coupled: bool) -> Tensor:
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
     """Inner products [R, R'] of the rows of x and y, in float64."""
-    left = x.double()
-    return left @ (left if y is x else y.double()).T
+    return gram(x.double()) if y is x else x.double() @ y.double().T
 
 
 def squares(rows: Tensor, group: int) -> Tensor:

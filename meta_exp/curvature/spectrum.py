@@ -9,6 +9,8 @@ under a weak prior, and in float32 a derivative that is wrong many times over.
 import torch
 from torch import Tensor
 
+from meta_exp.curvature.gram import gram
+
 
 def cholesky(matrix: Tensor) -> Tensor:
     """Cholesky factor of a float64 matrix >= I, or NaN where float64 has lost the I beside its largest eigenvalue.
@@ -30,9 +32,9 @@ def solve(factor: Tensor, b: Tensor) -> Tensor:
 
 def eigenvalues(x: Tensor) -> Tensor:
     """Eigenvalues >= 0 of x^T x for x [n, d], by the smaller Gram matrix: min(n, d) of them, any others are zeros."""
-    x, offset = _finite(x.double())
-    x = x if len(x) < x.shape[1] else x.mT
-    return _above_rounding(torch.linalg.eigvalsh(x @ x.mT)) + offset
+    x = x.double()
+    products, offset = _finite(gram(x if len(x) < x.shape[1] else x.mT))
+    return _above_rounding(torch.linalg.eigvalsh(products)) + offset
 
 
 def eigenbasis(x: Tensor) -> tuple[Tensor, Tensor]:
