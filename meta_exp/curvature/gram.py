@@ -27,12 +27,12 @@ class _Gram(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, s: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, s: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return (s + s.mT) @ x
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, dx: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         half = dx @ x.mT
         return half + half.mT
