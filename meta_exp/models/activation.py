@@ -21,6 +21,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "softplus": nn.Softplus,
 }
+RISING = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Softplus)  # nowhere falling: the largest of several stays the largest
 
 
 def make(activation: str) -> nn.Module:

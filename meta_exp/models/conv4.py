@@ -5,6 +5,7 @@ miniImageNet: ``downsample="max_pool"`` (2x2 after each block, features flattene
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -14,10 +15,31 @@ from meta_exp.config.checks import require, require_at_most
 from meta_exp.models import activation as activations
 from meta_exp.models.activation import Activation
 from meta_exp.models.convolution import Conv2d
-from meta_exp.models.norm import NORMS
+from meta_exp.models.norm import NORMS, BatchNorm, GroupNorm
 from meta_exp.models.pool import MaxPool2d
 
 FILTERS = 1024
+
+
+class Block(nn.Sequential):
+    """A convolution, a norm, an activation, and a pooling that is taken before them where that gives the same."""
+
+    def __init__(self, channels: int, filters: int, norm: str, activation: str, pools: bool) -> None:
+        convolution = Conv2d(channels, filters, stride=1 if pools else 2)
+        nn.init.xavier_uniform_(convolution.weight)
+        nn.init.constant_(convolution.get_parameter("bias"), 0.0)
+        pool = MaxPool2d() if pools else nn.Identity()
+        super().__init__(convolution, NORMS[norm](filters), activations.make(activation), pool)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, channels, H, W] to [N, filters, H / 2, W / 2]."""
+        convolution, norm, activation, pool = self
+        if isinstance(pool, MaxPool2d) and isinstance(activation, activations.RISING):
+            if isinstance(norm, BatchNorm | GroupNorm):
+                return activation(norm(convolution(x), pool))
+            if isinstance(norm, nn.Identity):
+                return activation(pool(convolution(x)))
+        return super().forward(x)
 
 
 class Conv4(nn.Module):
@@ -39,15 +61,8 @@ class Conv4(nn.Module):
         require(norm in NORMS, "model.norm", "batch, group or none", norm)
         super().__init__()
         self.average = downsample == "stride"
-        blocks = []
-        channels = input_shape[0]
-        for _ in range(4):
-            convolution = Conv2d(channels, filters, stride=2 if self.average else 1)
-            nn.init.xavier_uniform_(convolution.weight)
-            nn.init.constant_(convolution.get_parameter("bias"), 0.0)
-            pool = nn.Identity() if self.average else MaxPool2d()
-            blocks.append(nn.Sequential(convolution, NORMS[norm](filters), activations.make(activation), pool))
-            channels = filters
+        widths = [input_shape[0], *[filters] * 4]
+        blocks = [Block(*sizes, norm, activation, pools=not self.average) for sizes in pairwise(widths)]
         self.blocks = nn.Sequential(*blocks)
         with torch.no_grad():
             features = self.features(torch.zeros(2, *input_shape)).shape[1]

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meta_exp.config.checks import require
+from meta_exp.models.pool import MaxPool2d
 
 GROUPS = 8
 
@@ -40,6 +41,10 @@ class Affine(nn.Module):
         shape = (len(x), -1, *[1] * (x.ndim - 2))
         return x * weight.view(shape) + bias.view(shape)
 
+    def signs(self) -> Tensor:
+        """Whether each channel rises, 1, or falls, -1, with its input; a constant."""
+        return torch.where(self.weight.detach() < 0, -1.0, 1.0).to(self.weight)
+
 
 class BatchNorm(nn.Module):
     """Normalise each channel over the batch at hand and its positions; this couples all points of a batch."""
@@ -49,13 +54,17 @@ class BatchNorm(nn.Module):
         self.eps = eps
         self.affine = Affine(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [N, channels, ...]."""
+    def forward(self, x: Tensor, pool: MaxPool2d | None = None) -> Tensor:
+        """Normalise x [N, channels, ...], and pool it."""
+        pooled = None if pool is None else pool(x, self.affine.signs())
         channels = x.ndim - 1 if _channels_last(x) else 1
         x = x.movedim(1, channels)
         share = x.shape[channels] / x.numel()  # times which a sum is a mean: compiled code divides anew at each number
-        centred = x - _sum(x, channels) * share
+        mean = _sum(x, channels) * share
+        centred = x - mean
         variance = _sum(centred.square(), channels) * share  # PyTorch's takes a convolution's time on a CPU
+        if pooled is not None:
+            centred = pooled.movedim(1, channels) - mean
         return self.affine((centred * torch.rsqrt(variance + self.eps)).movedim(channels, 1))
 
 
@@ -69,17 +78,20 @@ class GroupNorm(nn.Module):
         self.eps = eps
         self.affine = Affine(channels)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [N, channels, ...]."""
-        normalise = group_norm_by_sums if torch.compiler.is_compiling() else F.group_norm
-        return self.affine(normalise(x, self.groups, eps=self.eps))
+    def forward(self, x: Tensor, pool: MaxPool2d | None = None) -> Tensor:
+        """Normalise x [N, channels, ...], and pool it."""
+        if not torch.compiler.is_compiling():
+            normal = F.group_norm(x, self.groups, eps=self.eps)
+            return self.affine(normal if pool is None else pool(normal, self.affine.signs()))
+        pooled = None if pool is None else pool(x, self.affine.signs())
+        return self.affine(group_norm_by_sums(x, self.groups, self.eps, pooled))
 
 
 NORMS = {"batch": BatchNorm, "group": GroupNorm, "none": nn.Identity}  # by the names that ``model.norm`` takes
 
 
-def group_norm_by_sums(x: Tensor, groups: int, eps: float) -> Tensor:
-    """Normalise each point of x [N, channels, ...] over groups of channels, by sums over positions, then channels."""
+def group_norm_by_sums(x: Tensor, groups: int, eps: float, pooled: Tensor | None = None) -> Tensor:
+    """Normalise each point of x, or what is pooled of it, over groups: by sums over positions, then channels."""
     channels = x.ndim - 1 if _channels_last(x) else 1
     x = x.movedim(1, channels)
     positions = [dim for dim in range(1, x.ndim) if dim != channels]
@@ -90,8 +102,12 @@ def group_norm_by_sums(x: Tensor, groups: int, eps: float) -> Tensor:
         of_channels = x.sum(positions, keepdim=True) if positions else x
         return (of_channels.flatten(1)[:, :, None] * share).sum(1).view_as(of_channels)  # never in TF32 or bf16
 
-    centred = x - mean(x)
-    return (centred * torch.rsqrt(mean(centred.square()) + eps)).movedim(channels, 1)
+    shift = mean(x)
+    centred = x - shift
+    variance = mean(centred.square())
+    if pooled is not None:
+        centred = pooled.movedim(1, channels) - shift
+    return (centred * torch.rsqrt(variance + eps)).movedim(channels, 1)
 
 
 def _channels_last(x: Tensor) -> bool:

@@ -33,7 +33,9 @@ class Block(nn.Module):
             layers += [Conv2d(fan_in, fan_out, bias=False), NORMS[norm](fan_out), activations.make(activation)]
         self.way = nn.Sequential(*layers[:-1])
         self.shortcut = nn.Sequential(Conv2d(channels, filters, size=1, padding=0, bias=False), NORMS[norm](filters))
-        self.end = nn.Sequential(activations.make(activation), MaxPool2d())
+        end = [activations.make(activation), MaxPool2d()]
+        rising = isinstance(end[0], activations.RISING)  # then the same for the quarter that pooling leaves
+        self.end = nn.Sequential(*(reversed(end) if rising else end))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the shortcut before the last activation."""

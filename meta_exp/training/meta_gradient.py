@@ -249,8 +249,10 @@ class MetaGradient:
             # the body apart from the loops it calls: to optimise five steps' worth of it takes a C++ compiler minutes
             options |= {"cpp_wrapper": True, "cpp_wrapper_build_separate": True}
             if any(isinstance(part, MaxPool2d) for part in self.algorithm.model.modules()):
-                # a sum of few terms is else written out in each loop that reads it, and what then reads much is stored
-                options["unroll_reductions_threshold"] = 1
+                # a sum of few terms is else written out in each loop that reads it; and what reads much or takes many
+                # operations is else stored, such as parts of the comparisons, at the size of the whole image
+                options |= {"unroll_reductions_threshold": 1, "realize_reads_threshold": 20}
+                options |= {"realize_opcount_threshold": 200}
         if self._cores(episodes) > 1:
             options["cpp.threads"] = 1
         compiled = torch.compile(method, dynamic=False, options=options)

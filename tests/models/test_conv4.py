@@ -4,8 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import assert_equal, conv4, image_shape
+from torch.func import functional_call, grad
 
 from meta_exp.models import Conv4
+from meta_exp.models import activation as activations
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,38 @@ def test_forward_by_hand(norm, downsample):
         h = F.max_pool2d(h, 2) if downsample == "max_pool" else h
     h = h.mean((2, 3)) if downsample == "stride" else h.flatten(1)
     assert_equal(model(x), h @ params["head.weight"].T + params["head.bias"])
+
+
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("activation", activations.ACTIVATIONS)
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_pooling_before_what_never_falls_is_pooling_behind_it(norm, activation, compiling, monkeypatch):
+    """Values, gradients and gradients of those, in the forms of eager and of compiled code, scales of both signs."""
+    torch.manual_seed(0)
+    model = Conv4((2, 17, 18), 3, 8, "max_pool", norm, activation).double()
+    params = {name: torch.randn_like(p) if "affine" in name else p.detach() for name, p in model.named_parameters()}
+    x = torch.randn(3, 2, 17, 18).double()
+
+    def behind(params, x):
+        for k in range(4):
+            convolution, norm, activation, _ = model.blocks[k]
+            for part, name in ((convolution, f"blocks.{k}.0."), (norm, f"blocks.{k}.1.")):
+                x = functional_call(part, {n.removeprefix(name): p for n, p in params.items() if name in n}, (x,))
+            x = F.max_pool2d(activation(x), 2)
+        return x.flatten(1) @ params["head.weight"].T + params["head.bias"]
+
+    def derivatives(outputs):
+        def gradient(params):
+            return grad(lambda params: outputs(params, x).sin().sum())(params)
+
+        twice = grad(lambda params: sum(g.square().sum() for g in gradient(params).values()))
+        return outputs(params, x), gradient(params), twice(params)
+
+    expected = derivatives(behind)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    found = derivatives(lambda params, x: functional_call(model, params, (x,)))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Max-pooling by comparisons: values and derivatives are those of PyTorch's, with ties, odd sides and vmap too."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +12,12 @@ from meta_exp.models.pool import MaxPool2d, by_comparisons
 
 @pytest.mark.parametrize("sides", [(4, 6), (5, 7), (2, 3)])
 @pytest.mark.parametrize("tied", [False, True])
-def test_values_and_derivatives_are_those_of_pytorch(sides, tied):
-    """Of equal values the first, row by row, has the derivative; the second derivative goes the same way."""
+@pytest.mark.parametrize("signs", [None, (1.0, -1.0, -1.0)])
+def test_values_and_derivatives_are_those_of_pytorch(sides, tied, signs):
+    """Of equal values the first, row by row, has the derivative; the second derivative goes the same way.
+
+    Of channels whose sign is -1 the smallest value goes on.
+    """
     torch.manual_seed(0)
     x = torch.randint(3, (2, 3, *sides)).double() if tied else torch.randn(2, 3, *sides, dtype=torch.float64)
     weight = torch.randn(2, 3, sides[0] // 2, sides[1] // 2, dtype=torch.float64)
@@ -22,10 +28,15 @@ def test_values_and_derivatives_are_those_of_pytorch(sides, tied):
 
         return pool(x), grad(loss)(x), grad(lambda x: grad(loss)(x).square().sum())(x)
 
-    for ours, theirs in zip(derivatives(by_comparisons), derivatives(lambda x: F.max_pool2d(x, 2)), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    signs = signs and torch.tensor(signs).double()
+    of_channels = torch.ones(3, 1, 1).double() if signs is None else signs[:, None, None]
+    forms = [partial(by_comparisons, signs=signs), partial(MaxPool2d(), signs=signs)]
+    expected = derivatives(lambda x: of_channels * F.max_pool2d(of_channels * x, 2))
+    for form in forms:
+        for ours, theirs in zip(derivatives(form), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     tasks = torch.stack([x, -x])
-    torch.testing.assert_close(vmap(by_comparisons)(tasks), vmap(MaxPool2d())(tasks), rtol=0, atol=0)
+    torch.testing.assert_close(vmap(forms[0])(tasks), vmap(forms[1])(tasks), rtol=0, atol=0)
 
 
 def test_what_is_not_a_number_is_kept():
