@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from meta_exp.config.checks import require
-from meta_exp.models.pool import MaxPool2d
+from meta_exp.models.pool import MaxPool2d, by_comparisons
 
 GROUPS = 8
 
@@ -56,15 +56,21 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Tensor, pool: MaxPool2d | None = None) -> Tensor:
         """Normalise x [N, channels, ...], and pool it."""
-        pooled = None if pool is None else pool(x, self.affine.signs())
         channels = x.ndim - 1 if _channels_last(x) else 1
-        x = x.movedim(1, channels)
-        share = x.shape[channels] / x.numel()  # times which a sum is a mean: compiled code divides anew at each number
-        mean = _sum(x, channels) * share
-        centred = x - mean
+        compiling = torch.compiler.is_compiling()
+        moved = x.movedim(1, channels)
+        share = x.shape[1] / x.numel()  # times which a sum is a mean: compiled code divides anew at each number
+        mean = _sum(moved, channels) * share
+        if pool is None or compiling:
+            centred = moved - mean
+        else:  # its sign beside it, as x is read and written for it anyway
+            signs = self.affine.signs().view([-1 if dim == channels else 1 for dim in range(x.ndim)])
+            centred = torch.addcmul(-signs * mean, moved, signs)
         variance = _sum(centred.square(), channels) * share  # PyTorch's takes a convolution's time on a CPU
-        if pooled is not None:
-            centred = pooled.movedim(1, channels) - mean
+        if pool is not None and compiling:  # of x itself, since what is centred would be stored for it
+            centred = by_comparisons(x, self.affine.signs()).movedim(1, channels) - mean
+        elif pool is not None:
+            centred = pool(centred.movedim(channels, 1)).movedim(1, channels) * signs
         return self.affine((centred * torch.rsqrt(variance + self.eps)).movedim(channels, 1))
 
 
@@ -80,11 +86,13 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor, pool: MaxPool2d | None = None) -> Tensor:
         """Normalise x [N, channels, ...], and pool it."""
-        if not torch.compiler.is_compiling():
-            normal = F.group_norm(x, self.groups, eps=self.eps)
-            return self.affine(normal if pool is None else pool(normal, self.affine.signs()))
-        pooled = None if pool is None else pool(x, self.affine.signs())
-        return self.affine(group_norm_by_sums(x, self.groups, self.eps, pooled))
+        if torch.compiler.is_compiling():
+            pooled = None if pool is None else by_comparisons(x, self.affine.signs())
+            return self.affine(group_norm_by_sums(x, self.groups, self.eps, pooled))
+        if pool is None:
+            return self.affine(F.group_norm(x, self.groups, eps=self.eps))
+        signs = self.affine.signs()
+        return self.affine(pool(F.group_norm(x, self.groups, signs, eps=self.eps)) * signs[:, None, None])
 
 
 NORMS = {"batch": BatchNorm, "group": GroupNorm, "none": nn.Identity}  # by the names that ``model.norm`` takes

@@ -25,18 +25,16 @@ class MaxPool2d(nn.MaxPool2d):
     def __init__(self) -> None:
         super().__init__(2)
 
-    def forward(self, x: Tensor, signs: Tensor | None = None) -> Tensor:
-        """Pool, by whichever way is faster; of channels whose sign [channels] is -1 the smallest value goes on."""
-        if torch.compiler.is_compiling():
-            return by_comparisons(x, signs)
-        if signs is None:
-            return super().forward(x)
-        signs = signs[:, None, None]
-        return super().forward(x * signs) * signs
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool, by whichever way is faster."""
+        return by_comparisons(x) if torch.compiler.is_compiling() else super().forward(x)
 
 
 def by_comparisons(x: Tensor, signs: Tensor | None = None) -> Tensor:
-    """Pool by the place of each window's maximum, which is found by comparisons and not differentiated."""
+    """Pool by the place of each window's maximum, which is found by comparisons and not differentiated.
+
+    Of channels whose sign [channels] is -1 the smallest value goes on.
+    """
     x = x.movedim(1, -1)
     height, width = (side // 2 * 2 for side in x.shape[1:3])
     windows = x[:, :height, :width].unflatten(2, (-1, 2)).unflatten(1, (-1, 2))  # [N, H / 2, 2, W / 2, 2, channels]
