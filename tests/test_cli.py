@@ -70,6 +70,7 @@ def test_default_run_is_llama_predictive_on_sinusoids_offline(tmp_path):
     assert "linearized" in result.stdout
     assert "tasks/s" in result.stdout
     assert "left" in result.stdout
+    assert "calibrating on validation tasks, and intervals or sets on 20 fresh ones" in result.stdout
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["lr_schedule"]["_target_"] == "meta_exp.training.Cosine"
     offline_runs = list((tmp_path / "outputs" / "wandb").glob("offline-run-*/*.wandb"))

@@ -195,6 +195,7 @@ def learn(run: Run, folder: Path, calibrated: bool | None, checkpoint: Path | No
     calibration = None
     if calibrated:
         fresh = fresh_batches(run.family, run.stream.conformal_tasks)
+        log.info("calibrating on validation tasks, and intervals or sets on %d fresh ones", run.stream.conformal_tasks)
         calibration = calibrate(learner, run.stream.val_dataloader(), fresh)
         calibration.serve(learner)
         words = "calibrated on %d validation tasks: NLL before and after, and what was fitted\n%s"
