@@ -12,6 +12,8 @@ batch at hand: a network in evaluation with running statistics would be another 
 PyTorch's group norm has right derivatives, and is taken where code is not compiled. Compiled, each number would look up
 its group's mean, one by one: there a sum of masked channels gives each channel its group's, and loops take channels in
 a row.
+
+Either takes the pooling behind it, if there is one, between the statistics and the affine map: ``models/pool.py``.
 """
 
 import torch
@@ -55,7 +57,7 @@ class BatchNorm(nn.Module):
         self.affine = Affine(channels)
 
     def forward(self, x: Tensor, pool: MaxPool2d | None = None) -> Tensor:
-        """Normalise x [N, channels, ...], and pool it."""
+        """Normalise x [N, channels, ...], by its own statistics; a ``pool`` comes before the affine map."""
         channels = x.ndim - 1 if _channels_last(x) else 1
         compiling = torch.compiler.is_compiling()
         moved = x.movedim(1, channels)
@@ -85,7 +87,7 @@ class GroupNorm(nn.Module):
         self.affine = Affine(channels)
 
     def forward(self, x: Tensor, pool: MaxPool2d | None = None) -> Tensor:
-        """Normalise x [N, channels, ...], and pool it."""
+        """Normalise x [N, channels, ...], by its own statistics; a ``pool`` comes before the affine map."""
         if torch.compiler.is_compiling():
             pooled = None if pool is None else by_comparisons(x, self.affine.signs())
             return self.affine(group_norm_by_sums(x, self.groups, self.eps, pooled))
