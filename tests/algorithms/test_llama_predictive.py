@@ -117,8 +117,8 @@ def test_tasks_at_once_equal_one_by_one(likelihood, structure):
     ids=["ggn", "classes", "kfac"],
 )
 def test_compiled_and_checkpointed_equal_eager(likelihood, structure, monkeypatch):
-    """In one graph, where nothing comes back to Python; of Newton's steps, all alike, four."""
-    monkeypatch.setattr(newton, "NEWTON_STEPS", 4)
+    """In one graph, where nothing comes back to Python; of Newton's steps, all alike, two."""
+    monkeypatch.setattr(newton, "NEWTON_STEPS", 2)
     algorithm = predictive(likelihood, structure, widths=(3,), inner_steps=1)
     meta, batch = Meta(initial(algorithm.model), tensors(algorithm)), episodes(likelihood, (2,), 2)
     torch._dynamo.utils.counters.clear()
